@@ -1,0 +1,291 @@
+"""Recipe -> the live parts of a run. The only file that knows every room.
+
+    resolve(source, overrides)     -> Plan         names, options, files and columns checked: all problems at once
+    build_model(plan, ...)         -> MultitaskModel   backbone + strategy + heads
+    encoder_for(plan, backbone)    -> Encoder      how rows become tokens
+    build_run(plan, model, ...)    -> Run          + mixture, balancer, optimizer
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtnlp import balancers, config, samplers, strategies
+from mtnlp.config import Recipe
+from mtnlp.errors import DataError, MtnlpError, RecipeError
+from mtnlp.tasks.load import from_mapping, load
+from mtnlp.tasks.spec import TaskSpec
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from mtnlp.data.encode import Encoder
+    from mtnlp.balancers.base import Balancer
+    from mtnlp.bench.predict import Predictor
+    from mtnlp.data.store import TokenStore
+    from mtnlp.data.task_data import TaskData
+    from mtnlp.models.backbone import Backbone
+    from mtnlp.models.multitask import MultitaskModel
+    from mtnlp.samplers.base import Phase, Sampler
+    from mtnlp.train.loop import Run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe that has been checked, with the data of its tasks."""
+
+    recipe: Recipe
+    data: tuple[TaskData, ...]
+
+    @property
+    def specs(self) -> tuple[TaskSpec, ...]:
+        return tuple(data.spec for data in self.data)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(data.spec.name for data in self.data)
+
+
+def resolve(source: config.Source, overrides: Iterable[str] = ()) -> Plan:
+    """Read a recipe, look up its names and open its tasks.
+
+    Raises:
+        RecipeError: everything that is wrong with keys, names, options, tasks, files and columns, together.
+    """
+    recipe, problems = config.read(source, overrides)
+    if recipe is None:
+        raise RecipeError(config.label(source), problems)
+    problems = list(problems)
+    problems += _imports(recipe)
+    for key, slot, room in _slots(recipe):
+        _collect(problems, config.build, key, slot, room)
+    specs = _specs(recipe, problems)
+    data = [opened for spec in specs if (opened := _collect(problems, _open, spec)) is not None]
+    if problems:
+        raise RecipeError(config.label(source), problems)
+    return Plan(recipe, tuple(data))
+
+
+def _slots(recipe: Recipe) -> list[tuple[str, config.Slot, Any]]:
+    return [("model.strategy", recipe.model.strategy, strategies), ("sampler", recipe.sampler, samplers),
+            ("balancer", recipe.balancer, balancers)]
+
+
+def _collect(problems: list[str], function: Any, *args: Any) -> Any:
+    """function(*args), or None with its problem noted."""
+    try:
+        return function(*args)
+    except RecipeError as error:
+        problems += error.problems
+    except MtnlpError as error:
+        problems.append(str(error))
+    return None
+
+
+def _imports(recipe: Recipe) -> list[str]:
+    """Load the recipe's own modules and files, so that their methods and tasks have names."""
+    problems = []
+    for name in recipe.imports:
+        path = Path(recipe.base, name)
+        try:
+            if path.suffix == ".py":
+                spec = importlib.util.spec_from_file_location(f"mtnlp_import_{path.stem}", path)
+                module = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(module)
+                sys.modules[spec.name] = module
+            else:
+                importlib.import_module(name)
+        except (ImportError, OSError, SyntaxError) as error:
+            problems.append(f"imports: {name}: {error}. Name a module, or a .py file beside the recipe.")
+    return problems
+
+
+def _specs(recipe: Recipe, problems: list[str]) -> list[TaskSpec]:
+    """The tasks of a recipe, each name once."""
+    base, specs = Path(recipe.base), []
+    for i, entry in enumerate(recipe.tasks):
+        if isinstance(entry, Mapping):
+            spec = _collect(problems, _inline, entry, base, f"tasks.{i}")
+            specs += [spec] if spec is not None else []
+        else:
+            specs += _collect(problems, load, entry, base) or []
+    for name, times in Counter(spec.name for spec in specs).items():
+        if times > 1:
+            problems.append(f"tasks: {name} stands {times} times; give each task a name of its own.")
+    return list({spec.name: spec for spec in specs}.values())
+
+
+def _inline(entry: Mapping[str, Any], base: Path, where: str) -> TaskSpec:
+    """A task written inside the recipe; its problems start with its place."""
+    try:
+        return from_mapping(entry, base=base, where=where)
+    except RecipeError as error:
+        raise RecipeError(where, [f"{where}.{problem}" for problem in error.problems]) from None
+
+
+def _open(spec: TaskSpec) -> TaskData:
+    from mtnlp.data.task_data import TaskData
+
+    data = TaskData.open(spec)
+    if "train" not in data.splits:
+        raise DataError(f"{spec.name}: no train split; found {', '.join(data.splits) or 'none'}. "
+                        "Say which one it is with `splits: {train: NAME}`.")
+    return data
+
+
+# Models.
+
+
+def build_backbone(recipe: Recipe, *, trust_remote_code: bool = False) -> Backbone:
+    """The pretrained network of a recipe, as it comes.
+
+    Raises:
+        MtnlpError: it cannot be loaded, or model.max_length is longer than it can read.
+    """
+    from mtnlp.models.backbone import Backbone
+
+    model = recipe.model
+    backbone = Backbone.load(model.backbone, revision=model.revision, family=model.family,
+                             trust_remote_code=trust_remote_code)
+    check_length(recipe, backbone.max_length)
+    return backbone
+
+
+def check_length(recipe: Recipe, longest: int) -> None:
+    """MtnlpError if sequences may become longer than the backbone reads."""
+    if recipe.model.max_length > longest:
+        raise MtnlpError(f"model.max_length: {recipe.model.backbone} reads at most {longest} tokens "
+                         f"(got {recipe.model.max_length}).")
+
+
+def check_family(family: str, specs: Sequence[TaskSpec], recipe: Recipe) -> None:
+    """MtnlpError if a task or the strategy cannot be done with this family of backbone."""
+    backbone, slot = recipe.model.backbone, recipe.model.strategy
+    writers = [spec.name for spec in specs if spec.kind == "generate"]
+    if family == "encoder" and writers:
+        raise MtnlpError(f"tasks: {', '.join(writers)} must be written out, and {backbone} is an encoder. Use a "
+                         "backbone that writes text, such as model.backbone=minilm-seq2seq, or leave the task out.")
+    allowed = strategies.get(slot.name).families
+    if family not in allowed:
+        raise MtnlpError(f"model.strategy: {slot.name} works with {' and '.join(allowed)} backbones; {backbone} is an "
+                         f"{family}, which answers in text. Use lora, lora-per-task or full.")
+
+
+def build_model(recipe: Recipe, specs: Sequence[TaskSpec], backbone: Backbone) -> MultitaskModel:
+    """Backbone + strategy + one head per task (encoders only). Fresh weights depend on (seed, task name) alone.
+
+    Raises:
+        MtnlpError: a task or a strategy that this backbone cannot do.
+    """
+    import torch
+
+    from mtnlp import heads
+    from mtnlp.data.shuffle import key_of
+    from mtnlp.models.multitask import MultitaskModel
+
+    names = [spec.name for spec in specs]
+    check_family(backbone.family, specs, recipe)
+    torch.manual_seed(recipe.seed)
+    strategy = config.build("model.strategy", recipe.model.strategy, strategies)
+    strategy.attach(backbone, names, recipe.seed)
+    made = {}
+    if backbone.family == "encoder":
+        for spec in specs:
+            torch.manual_seed(key_of("head", recipe.seed, spec.name) >> 1)
+            made[spec.name] = heads.for_kind(spec.kind)(backbone.width, spec, pooling=recipe.model.pooling,
+                                                        dropout=recipe.model.head_dropout)
+    return MultitaskModel(backbone, strategy, made, names)
+
+
+def encoder_for(recipe: Recipe, tokenizer: Any, family: str) -> Encoder:
+    """How rows become tokens in this run."""
+    from mtnlp.data.encode import Encoder
+
+    return Encoder(tokenizer, family, recipe.model.max_length, recipe.model.max_target_length)
+
+
+def build_predictor(recipe: Recipe, model: MultitaskModel, encoder: Encoder, accelerator: Accelerator) -> Predictor:
+    """What asks the model."""
+    from mtnlp.bench.predict import Predictor
+
+    return Predictor(model, encoder, device=accelerator.device, max_tokens=2 * recipe.train.max_tokens,
+                     max_new_tokens=recipe.model.max_target_length, autocast=accelerator.autocast)
+
+
+# Runs.
+
+
+def total_steps(recipe: Recipe, sizes: Sequence[int]) -> int:
+    """Optimizer steps of the budget: train.steps, or epochs over all rows of all tasks."""
+    if recipe.train.steps is not None:
+        return recipe.train.steps
+    return max(1, math.ceil(recipe.train.epochs * sum(sizes) / recipe.train.examples_per_step))
+
+
+def phases_of(recipe: Recipe, names: Sequence[str], sizes: Sequence[int]) -> list[Phase]:
+    """The sampler's rates over the run."""
+    sampler: Sampler = config.build("sampler", recipe.sampler, samplers)
+    return sampler.phases(names, sizes, total_steps(recipe, sizes), recipe.train.examples_per_step)
+
+
+def build_run(plan: Plan, backbone: Backbone, stores: Sequence[TokenStore], encoder: Encoder,
+              accelerator: Accelerator) -> Run:
+    """Everything a training run needs, on the accelerator's device.
+
+    Raises:
+        MtnlpError: parts that do not go together; the message says which.
+    """
+    from mtnlp.data.mixture import Mixture
+    from mtnlp.train.grads import place
+    from mtnlp.train.loop import Run
+    from mtnlp.train.optim import Optimizer, Schedule
+
+    recipe, settings = plan.recipe, plan.recipe.train
+    sizes = [len(store) for store in stores]
+    steps = total_steps(recipe, sizes)
+    mixture = Mixture(plan.names, stores, phases_of(recipe, plan.names, sizes), seed=recipe.seed,
+                      examples_per_step=settings.examples_per_step, max_tokens=settings.max_tokens,
+                      pad_id=encoder.pad_id, form=encoder.form)
+    model = build_model(recipe, plan.specs, backbone)
+    balancer: Balancer = config.build("balancer", recipe.balancer, balancers)
+    balancer.setup(plan.names)
+    place(model, balancer, accelerator)
+    optimizer = Optimizer(model, balancer, Schedule(settings.lr, steps, settings.schedule, settings.warmup),
+                          weight_decay=settings.weight_decay, max_norm=settings.max_norm)
+    return Run(tasks=plan.names, model=model, mixture=mixture, balancer=balancer, optimizer=optimizer,
+               accelerator=accelerator, steps=steps, seed=recipe.seed)
+
+
+def precision_of(recipe: Recipe) -> str:
+    """Accelerate's name of the run's precision: "bf16" or "no". auto = bf16 where the hardware multiplies in it."""
+    import torch
+
+    if recipe.train.precision != "auto":
+        return {"fp32": "no", "bf16": "bf16"}[recipe.train.precision]
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # a private name: without it the safe choice
+    return "bf16" if fast() else "no"
+
+
+def summary(plan: Plan, run: Run) -> str:
+    """Two lines on what is about to happen."""
+    model, recipe = run.model, plan.recipe
+    bank = model.strategy.bank
+    shared = sum(p.numel() for p in model.shared_parameters().values())
+    own = sum(p.numel() for task in range(len(run.tasks)) for p in model.head_parameters(task).values())
+    own += bank.rows.numel() if bank is not None else 0
+    network = sum(p.numel() for p in model.backbone.net.parameters())
+    return (f"{recipe.name}: {len(run.tasks)} tasks on {recipe.model.backbone} ({model.backbone.family}, "
+            f"{network / 1e6:.1f} M parameters) with {recipe.model.strategy.name}; trained: {shared:,} shared, "
+            f"{own:,} of single tasks.\n{run.steps:,} steps of {recipe.train.examples_per_step} examples, "
+            f"{run.accelerator.num_processes} x {run.accelerator.device.type}, precision "
+            f"{'fp32' if run.accelerator.mixed_precision == 'no' else run.accelerator.mixed_precision}.")

@@ -1,0 +1,171 @@
+"""Rows of token stores -> padded batches, by array operations only.
+
+Shapes: S sequences, L padded length, Lt padded target length, N examples of a slice, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from mtnlp.data.batch import Batch, TaskSlice
+from mtnlp.data.cut import OVERHEAD, cut
+from mtnlp.data.store import TokenStore
+
+IGNORED = -100  # what losses leave out
+Part = tuple[int, TokenStore, np.ndarray]
+
+
+def collate(parts: Sequence[Part], *, pad_id: int, form: str, generate: bool = False) -> Batch:
+    """One batch of rows of several tasks.
+
+    Args:
+        parts: (task index, its store, (N,) row numbers), task indices ascending and distinct; every N > 0.
+        pad_id: token id of padding.
+        form: "encoder", "encoder-decoder" or "decoder", as the stores were encoded.
+        generate: prompts only, without labels; a decoder's are padded on the left.
+    """
+    places = [_Places(store, rows, prompts_only=generate and form == "decoder") for _, store, rows in parts]
+    bounds = np.cumsum([0, *(len(own.lengths) for own in places)])
+    lengths = np.concatenate([own.lengths for own in places])
+    width = int(lengths.max())
+    left = width - lengths if generate and form == "decoder" else np.zeros_like(lengths)
+    shape = (len(lengths), width)
+    mask = (np.arange(width) >= left[:, None]) & (np.arange(width) < (left + lengths)[:, None])
+    ids = np.full(shape, pad_id, np.int64)
+    ids[mask] = np.concatenate(
+        [store["tokens"][own.flat] for (_, store, _), own in zip(parts, places, strict=True)]
+    )
+    slices = tuple(
+        TaskSlice(
+            task=task,
+            start=int(low),
+            stop=int(high),
+            rows=np.asarray(rows),
+            counts=torch.from_numpy(store.sequences[rows].astype(np.int64)),
+            target=_target(store, rows, own, width),
+            spans_allowed=_allowed(store, own, width),
+        )
+        for (task, store, rows), own, low, high in zip(parts, places, bounds[:-1], bounds[1:], strict=True)
+    )
+    return Batch(
+        input_ids=torch.from_numpy(ids),
+        attention_mask=torch.from_numpy(mask.astype(np.int64)),
+        token_type_ids=_types(parts, places, mask),
+        labels=None if generate or form == "encoder" else _labels(parts, places, ids, mask, form),
+        task_ids=torch.from_numpy(np.repeat([task for task, _, _ in parts], np.diff(bounds))),
+        slices=slices,
+    )
+
+
+def grouped(stores: Mapping[int, TokenStore], task: np.ndarray, rows: np.ndarray) -> list[Part]:
+    """(M,) tasks and (M,) rows -> parts by task; rows of a task keep their order."""
+    order = np.argsort(task, kind="stable")
+    names, starts = np.unique(task[order], return_index=True)
+    return [
+        (int(name), stores[int(name)], own)
+        for name, own in zip(names, np.split(rows[order], starts[1:]), strict=True)
+    ]
+
+
+def eval_batches(
+    stores: Mapping[int, TokenStore],
+    rows: Mapping[int, np.ndarray],
+    *,
+    max_tokens: int,
+    pad_id: int,
+    form: str,
+    generate: bool = False,
+) -> Iterator[Batch]:
+    """Batches that hold every given row once, tasks mixed, sorted by length over all tasks, longest first.
+
+    Args:
+        stores, rows: task index -> its store, and the rows of it that are wanted.
+        max_tokens: most padded tokens of a batch; an example that is larger alone gets its own.
+    """
+    tasks = [task for task in sorted(stores) if len(rows[task])]
+    if not tasks:
+        return
+    task = np.repeat(tasks, [len(rows[t]) for t in tasks])
+    row = np.concatenate([np.asarray(rows[t], np.int64) for t in tasks])
+    sizes = np.concatenate([stores[t].sizes(np.asarray(rows[t], np.int64)) for t in tasks], axis=1)
+    order = np.lexsort((row, task, *sizes[::-1]))
+    for start, stop in reversed(cut(*sizes[:, order], max_tokens=max_tokens, overhead=OVERHEAD)):
+        chosen = order[start:stop]
+        yield collate(grouped(stores, task[chosen], row[chosen]), pad_id=pad_id, form=form, generate=generate)
+
+
+class _Places:
+    """Where the sequences and tokens of some rows stand in their store."""
+
+    def __init__(self, store: TokenStore, rows: np.ndarray, *, prompts_only: bool) -> None:
+        self.sequences = ragged(store.seq_offsets[rows], store.sequences[rows])
+        counts = store["prompt_lengths" if prompts_only else "token_counts"]
+        self.lengths = counts[self.sequences].astype(np.int64)
+        self.flat = ragged(store.token_offsets[self.sequences], self.lengths)
+
+
+def ragged(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """start, start + 1, ..., start + size - 1 for every pair, one after the other; int64."""
+    ends = np.cumsum(sizes, dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(starts - ends + sizes, sizes)
+
+
+def _scattered(
+    values: np.ndarray, lengths: np.ndarray, width: int, fill: int, dtype: type = np.int64
+) -> np.ndarray:
+    out = np.full((len(lengths), width), fill, dtype)
+    out[np.arange(width) < lengths[:, None]] = values
+    return out
+
+
+def _types(parts: Sequence[Part], places: Sequence[_Places], mask: np.ndarray) -> torch.Tensor | None:
+    if not any("types" in store for _, store, _ in parts):
+        return None
+    types = np.zeros(mask.shape, np.int64)
+    types[mask] = np.concatenate(
+        [
+            store["types"][own.flat] if "types" in store else np.zeros(len(own.flat), np.uint8)
+            for (_, store, _), own in zip(parts, places, strict=True)
+        ]
+    )
+    return torch.from_numpy(types)
+
+
+def _labels(
+    parts: Sequence[Part], places: Sequence[_Places], ids: np.ndarray, mask: np.ndarray, form: str
+) -> torch.Tensor:
+    if form == "decoder":
+        prompts = np.concatenate(
+            [store["prompt_lengths"][own.sequences] for (_, store, _), own in zip(parts, places, strict=True)]
+        )
+        scored = mask & (np.arange(mask.shape[1]) >= prompts[:, None])
+        return torch.from_numpy(np.where(scored, ids, IGNORED))
+    lengths, values = [], []
+    for (_, store, _), own in zip(parts, places, strict=True):
+        lengths.append(store["target_counts"][own.sequences].astype(np.int64))
+        values.append(store["target_tokens"][ragged(store.target_offsets[own.sequences], lengths[-1])])
+    sizes = np.concatenate(lengths)
+    return torch.from_numpy(_scattered(np.concatenate(values), sizes, max(1, int(sizes.max())), IGNORED))
+
+
+def _target(store: TokenStore, rows: np.ndarray, own: _Places, width: int) -> torch.Tensor | None:
+    if store.form != "encoder" or not store.labelled:
+        return None
+    if store.kind == "tag":
+        return torch.from_numpy(_scattered(store["tags"][own.flat], own.lengths, width, IGNORED))
+    if store.kind == "span":
+        return torch.from_numpy(store["spans"][own.sequences].astype(np.int64))
+    target = store["target"][rows]
+    dtype = {"regress": np.float32, "multilabel": np.float32}.get(store.kind, np.int64)
+    return torch.from_numpy(target.astype(dtype))
+
+
+def _allowed(store: TokenStore, own: _Places, width: int) -> torch.Tensor | None:
+    """Where an answer may stand: on tokens of the context."""
+    if store.form != "encoder" or store.kind != "span":
+        return None
+    return torch.from_numpy(_scattered(store["starts"][own.flat] >= 0, own.lengths, width, False, bool))

@@ -1,0 +1,262 @@
+"""Local files -> rows: JSON Lines, JSON, CSV, TSV, Parquet, CoNLL. Every bad line is named with its file and
+number.
+
+JSON Lines files stay on disk (memory-mapped, parsed row by row); Parquet is read through `datasets`' own
+pyarrow. The text formats are not read through `datasets`, whose readers cannot say which line is wrong and
+rewrite rows to one schema.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import mmap
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mtnlp.errors import DataError, did_you_mean
+
+Row = dict[str, Any]
+LISTS = ("data", "rows", "examples", "Instances")  # keys under which a JSON object may hold its rows
+CONLLU = ("id", "tokens", "lemmas", "upos", "xpos", "feats", "heads", "deprels", "deps", "misc")
+
+
+def read(path: Path) -> tuple[Sequence[Row], Sequence[int] | None]:
+    """The rows of a file, and the line number of each (None where a file has no lines).
+
+    Raises:
+        DataError: no such file, no reader for its ending, or a line that cannot be read.
+    """
+    if not path.is_file():
+        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, near) if near else f"The folder {path.parent} does not exist either."
+        raise DataError(f"{path}: no such file. {hint}")
+    if path.suffix.lower() not in READERS:
+        raise DataError(
+            f"{path}: files ending in {path.suffix!r} cannot be read. {did_you_mean(path.suffix, READERS)}"
+        )
+    return READERS[path.suffix.lower()](path)
+
+
+def digest(path: Path) -> str:
+    """Hex hash of a file's bytes."""
+    state = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
+
+
+class JsonLines(Sequence):
+    """Rows of a JSON Lines file, parsed when they are asked for; empty lines do not count."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+        self._starts, self.lines = [], []
+        start = 3 if self._bytes[:3] == b"\xef\xbb\xbf" else 0
+        for number, stop in enumerate(_line_ends(self._bytes), start=1):
+            if self._bytes[start:stop].strip():
+                self._starts.append((start, stop))
+                self.lines.append(number)
+            start = stop + 1
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        start, stop = self._starts[index]
+        return _object(
+            _decoded(self._bytes[start:stop], self.path, self.lines[index]), self.path, self.lines[index]
+        )
+
+
+def _line_ends(data: bytes | mmap.mmap) -> Iterator[int]:
+    stop = data.find(b"\n")
+    last = -1
+    while stop >= 0:
+        yield stop
+        last, stop = stop, data.find(b"\n", stop + 1)
+    if last + 1 < len(data):
+        yield len(data)
+
+
+def _json_lines(path: Path) -> tuple[Sequence[Row], Sequence[int]]:
+    rows = JsonLines(path)
+    return rows, rows.lines
+
+
+def _object(text: str, path: Path, line: int) -> Row:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        keys = re.findall(r'"((?:[^"\\]|\\.)*)"\s*:', text[: error.pos])
+        near = f" in or after the field {keys[-1]!r}" if keys else ""
+        raise DataError(
+            f"{path}:{line}: not valid JSON{near}: {error.msg} (column {error.colno}). Expected one object "
+            "per line."
+        ) from error
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{path}:{line}: found {text[:40]!r}, expected a JSON object with one entry per field."
+        )
+    return row
+
+
+def _json(path: Path) -> tuple[Sequence[Row], None]:
+    try:
+        content = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})."
+        ) from error
+    if isinstance(content, dict):
+        content = next((content[key] for key in LISTS if isinstance(content.get(key), list)), content)
+    if not isinstance(content, list):
+        raise DataError(
+            f"{path}: expected a list of objects, or an object with the list under {', '.join(LISTS)}; found "
+            f"{type(content).__name__}."
+        )
+    for i, row in enumerate(content):
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}[{i}]: found {str(row)[:40]!r}, expected an object with one entry per field."
+            )
+    return content, None
+
+
+def _separated(path: Path, *, delimiter: str, quoting: int) -> tuple[Sequence[Row], Sequence[int]]:
+    """A header line, then one record per row; an empty file has no rows. TSV knows no quotes."""
+    csv.field_size_limit(2**31 - 1)  # long documents are ordinary here; Python's own limit is 128 kB
+    reader = csv.reader(
+        _text(path).splitlines(keepends=True), delimiter=delimiter, quoting=quoting, strict=True
+    )
+    rows, lines, header, last = [], [], None, 0
+    try:
+        for record in reader:
+            line, last = last + 1, reader.line_num
+            if header is None:
+                header = record
+                if len(set(header)) < len(header):
+                    raise DataError(f"{path}:{line}: a column name stands twice in the header {header}.")
+            elif record and record != [""]:
+                if len(record) != len(header):
+                    raise DataError(
+                        f"{path}:{line}: {len(record)} fields, but the header names {len(header)}; "
+                        f"{_odd_field(record, header)}"
+                    )
+                rows.append(dict(zip(header, record, strict=True)))
+                lines.append(line)
+    except csv.Error as error:
+        raise DataError(f"{path}:{last + 1}: not a valid record: {error}. Check the quotes.") from error
+    return rows, lines
+
+
+def _odd_field(record: list[str], header: list[str]) -> str:
+    if len(record) < len(header):
+        return f"the field {header[len(record)]!r} is missing."
+    more = repr(record[len(header)][:40])
+    return f"{more} comes after the last field {header[-1]!r}. Quote fields that hold the separator."
+
+
+def _conll(path: Path) -> tuple[Sequence[Row], Sequence[int]]:
+    """One token per line, columns apart by tabs or spaces, sentences apart by empty lines.
+
+    Columns: the first is `tokens`, the last `tags`, those between `column_2`, `column_3`, ... In CoNLL-U
+    files they have the names of its columns and `tags` is `upos`.
+    """
+    rows, lines, sentence, start = [], [], [], 0
+    universal = path.suffix.lower() == ".conllu"
+    for number, line in enumerate([*_text(path).split("\n"), ""], start=1):
+        line = line.strip("\r\n ")
+        fields = line.split("\t") if "\t" in line else line.split()
+        if not fields or fields[0] == "-DOCSTART-":
+            if sentence:
+                rows.append(_sentence(sentence, universal))
+                lines.append(start)
+            sentence = []
+        elif not (universal and (line.startswith("#") or not fields[0].isdigit())):
+            if len(fields) < 2 or (sentence and len(fields) != len(sentence[0])):
+                expected = len(sentence[0]) if sentence else "at least 2"
+                raise DataError(
+                    f"{path}:{number}: {len(fields)} columns, expected {expected}; the field 'tags' (last "
+                    f"column) or 'tokens' (first) is missing in {line[:40]!r}."
+                )
+            start = start if sentence else number
+            sentence.append(fields)
+    return rows, lines
+
+
+def _sentence(fields: list[list[str]], universal: bool) -> Row:
+    columns = [list(column) for column in zip(*fields, strict=True)]
+    if universal:
+        row = dict(zip(CONLLU, columns, strict=False))
+        return {**row, "tags": row.get("upos", columns[-1])}
+    middle = {f"column_{i}": column for i, column in enumerate(columns[1:-1], start=2)}
+    return {"tokens": columns[0], **middle, "tags": columns[-1]}
+
+
+def _parquet(path: Path) -> tuple[Sequence[Row], None]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return ArrowRows(pyarrow.parquet.read_table(path, memory_map=True)), None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file: {error}") from error
+
+
+class ArrowRows(Sequence):
+    """Rows of a pyarrow Table."""
+
+    def __init__(self, table: Any) -> None:
+        self.table = table
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            start, stop, _ = index.indices(len(self))
+            return self.table.slice(start, max(0, stop - start)).to_pylist()
+        return self.table.slice(index, 1).to_pylist()[0]
+
+
+def _text(path: Path) -> str:
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        return _decoded(data[data.rfind(b"\n", 0, error.start) + 1 :].split(b"\n", 1)[0], path, line)
+
+
+def _decoded(data: bytes, path: Path, line: int) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}:{line}: byte {data[error.start]:#04x} after {data[: error.start][-20:]!r} is not UTF-8. "
+            "Save the file as UTF-8."
+        ) from error
+
+
+READERS: dict[str, Callable[[Path], tuple[Sequence[Row], Sequence[int] | None]]] = {
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json,
+    ".parquet": _parquet,
+    ".csv": partial(_separated, delimiter=",", quoting=csv.QUOTE_MINIMAL),
+    ".tsv": partial(_separated, delimiter="\t", quoting=csv.QUOTE_NONE),
+    ".conll": _conll,
+    ".conllu": _conll,
+    ".bio": _conll,
+    ".iob2": _conll,
+}

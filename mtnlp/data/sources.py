@@ -1,0 +1,340 @@
+"""Where the rows of a task are, and how they are read: hub data sets, local files and folders, rows in
+memory.
+
+Sources of a TaskSpec:
+    hub:owner/name[/config][@revision]    through `datasets`
+    pystdlib:task                         built from the Python standard library
+    a path                                a folder with one file per split, or one file
+    {split: path} or {split: [row, ...]}  files or rows in memory, split by split
+
+Splits are called train, validation and test; files and splits called dev, val or valid count as validation.
+`spec.splits`
+renames and cuts them: {"validation": "dev", "train": "train[:90%]"}. One bare file is divided: one row in
+ten, chosen by a hash of its content, is validation, and there is no test split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtnlp.data import readers
+from mtnlp.data.shuffle import key_of, sample
+from mtnlp.errors import DataError, MtnlpError, did_you_mean
+from mtnlp.tasks.examples import example
+from mtnlp.tasks.spec import Example, TaskSpec
+
+Row = dict[str, Any]
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "dev": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+}
+HELD_OUT = 10  # one row in so many is validation when a file has no splits
+_HUB = re.compile(r"hub:(?P<name>[^/@]+(?:/[^/@]+)?)(?:/(?P<config>[^@]+))?(?:@(?P<revision>.+))?")
+_SLICE = re.compile(r"(?P<name>[^\[\]]+)(?:\[(?P<low>-?\d+%?)?:(?P<high>-?\d+%?)?\])?")
+
+
+class Rows(Sequence):
+    """The rows of one split, as dicts in the source's own columns.
+
+    Args:
+        data: the rows; a slice of it is a list of rows.
+        path: where they are, for messages.
+        lines: line number of each row, None = rows are named by their index.
+        digest: makes a hash of the content of `data`.
+        index: which rows of `data`, in order; None = all.
+        label_names: columns whose integers stand for names, as hub data sets tell.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Row],
+        *,
+        path: str,
+        digest: Callable[[], str],
+        lines: Sequence[int] | None = None,
+        index: np.ndarray | None = None,
+        label_names: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self.path, self.label_names = path, dict(label_names or {})
+        self._data, self._lines, self._digest, self._index = data, lines, digest, index
+
+    def __len__(self) -> int:
+        return len(self._data) if self._index is None else len(self._index)
+
+    def __getitem__(self, i: int | slice) -> Any:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"{self.path} has {len(self)} rows; there is no row {i}.")
+        return self._data[self._place(i % len(self))]
+
+    def __iter__(self) -> Iterator[Row]:
+        for start in range(0, len(self), 1000):
+            yield from self.read(start, min(start + 1000, len(self)))
+
+    def read(self, start: int, stop: int) -> list[Row]:
+        """Rows start..stop-1; faster than one by one."""
+        if self._index is None:
+            return list(self._data[start:stop])
+        return [self._data[int(i)] for i in self._index[start:stop]]
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """Columns of the first 100 rows, in order of appearance."""
+        return list(dict.fromkeys(name for row in self.read(0, min(100, len(self))) for name in row))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex hash of the content."""
+        index = b"" if self._index is None else self._index.tobytes()
+        return hashlib.blake2b(self._digest().encode() + index, digest_size=16).hexdigest()
+
+    def where(self, i: int) -> str:
+        """Place of row i: "data/train.jsonl:17", or "data/train.parquet[16]" where there are no lines."""
+        place = self._place(i)
+        return f"{self.path}[{place}]" if self._lines is None else f"{self.path}:{self._lines[place]}"
+
+    def take(self, index: np.ndarray) -> Rows:
+        """These rows only."""
+        place = np.asarray(index, np.int64)
+        return Rows(
+            self._data,
+            path=self.path,
+            lines=self._lines,
+            digest=self._digest,
+            label_names=self.label_names,
+            index=place if self._index is None else self._index[place],
+        )
+
+    def _place(self, i: int) -> int:
+        return i if self._index is None else int(self._index[i])
+
+
+def open_rows(spec: TaskSpec) -> dict[str, Rows]:
+    """The splits that the task's source has, under our names, each cut to `spec.limit` rows.
+
+    Raises:
+        DataError: a missing file, an empty split, a file without a reader, a split that `spec.splits` names
+            in vain.
+        MtnlpError: a hub data set that cannot be loaded.
+    """
+    found = _renamed(spec, _opened(spec))
+    for split, rows in found.items():
+        if not len(rows):
+            raise DataError(
+                f"{spec.name}: {rows.path}: the {split} split has no rows. Fill it, or leave it out."
+            )
+    if spec.limit is None:
+        return found
+    return {
+        split: rows.take(sample(len(rows), spec.limit, "limit")) if spec.limit < len(rows) else rows
+        for split, rows in found.items()
+    }
+
+
+def read_example(
+    spec: TaskSpec, rows: Rows, i: int, row: Row | None = None, *, needs_target: bool = True
+) -> Example:
+    """Row i as an Example; `row` spares reading it again.
+
+    Raises:
+        DataError: the row cannot be used; the message starts with its place.
+    """
+    try:
+        return example(spec, rows[i] if row is None else row, i, needs_target=needs_target)
+    except DataError as error:
+        raise DataError(f"{rows.where(i)}: {error}") from error
+
+
+def memory(data: Sequence[Mapping[str, Any]], path: str) -> Rows:
+    """Rows from a list of dicts; `path` says where they are from."""
+
+    def digest() -> str:
+        state = hashlib.blake2b(digest_size=16)
+        for row in data:
+            state.update(json.dumps(row, sort_keys=True, default=str).encode())
+        return state.hexdigest()
+
+    return Rows(data, path=path, digest=digest)
+
+
+def file_rows(path: Path) -> Rows:
+    """Rows of one local file."""
+    data, lines = readers.read(path)
+    return Rows(data, path=str(path), lines=lines, digest=lambda: readers.digest(path))
+
+
+def _opened(spec: TaskSpec) -> dict[str, Rows]:
+    """Split name in the source -> rows."""
+    source = spec.source
+    if isinstance(source, Mapping):
+        return {
+            split: file_rows(Path(part))
+            if isinstance(part, str | Path)
+            else memory(part, f"{spec.name} {split}")
+            for split, part in source.items()
+        }
+    if isinstance(source, str) and source.startswith("hub:"):
+        return _from_hub(spec.name, source)
+    if isinstance(source, str) and source.startswith("pystdlib:"):
+        from mtnlp.tasks import pystdlib
+
+        task = source.partition(":")[2]
+        return {
+            split: memory(pystdlib.rows(task, split), f"{source} {split}")
+            for split in ("train", "validation", "test")
+        }
+    if not isinstance(source, str | Path):
+        raise DataError(
+            f"{spec.name}: source is a {type(source).__name__}; expected 'hub:...', 'pystdlib:...', a path, "
+            "or a mapping of split to path or rows."
+        )
+    path = Path(source)
+    return _folder(spec.name, path) if path.is_dir() else _divided(file_rows(path))
+
+
+def _folder(name: str, folder: Path) -> dict[str, Rows]:
+    files = sorted(
+        p for p in folder.iterdir() if p.suffix.lower() in readers.READERS and p.name != "meta.json"
+    )
+    if not files:
+        raise DataError(
+            f"{name}: {folder}: no data files here; expected train, validation, test with one of the endings "
+            f"{', '.join(readers.READERS)}."
+        )
+    if len(files) == 1 and files[0].stem not in SPLITS:
+        return _divided(file_rows(files[0]))
+    found: dict[str, Path] = {}
+    for path in files:
+        split = SPLITS.get(path.stem, path.stem)
+        if split in found:
+            raise DataError(
+                f"{name}: {folder}: {found[split].name} and {path.name} are both the {split} split; "
+                "remove one, or name a file per split in `source`."
+            )
+        found[split] = path
+    return {split: file_rows(path) for split, path in found.items()}
+
+
+def _divided(rows: Rows) -> dict[str, Rows]:
+    """Train and validation by a hash of each row, so equal rows stay on one side and new rows move no old
+    one."""
+    order = np.array(
+        [key_of("split", json.dumps(row, sort_keys=True, default=str)) for row in rows], np.uint64
+    )
+    held = order % np.uint64(HELD_OUT) == 0
+    if len(order) > 1 and not held.any():
+        held = order == order.min()
+    if held.all():  # one row, or copies of one row: nothing can be held out
+        return {"train": rows}
+    return {"train": rows.take(np.flatnonzero(~held)), "validation": rows.take(np.flatnonzero(held))}
+
+
+def _from_hub(name: str, source: str) -> dict[str, Rows]:
+    match = _HUB.fullmatch(source)
+    if match is None:
+        raise DataError(
+            f"{name}: source {source!r} is no hub address; expected hub:owner/name[/config][@revision]."
+        )
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(match["name"], match["config"], revision=match["revision"])
+    except Exception as error:  # datasets raises a dozen unrelated types when it cannot find, reach or read
+        raise MtnlpError(
+            f"{name}: {source} could not be loaded: {type(error).__name__}: {error}. Check its name, config "
+            "and revision. Without a network, load it once online so that it is in the cache, or give local "
+            "files as the task's source."
+        ) from error
+    return {
+        split: Rows(
+            _HubRows(part),
+            path=f"{source} {split}",
+            digest=lambda part=part: _arrow_digest(part),
+            label_names=_label_names(part.features),
+        )
+        for split, part in loaded.items()
+    }
+
+
+class _HubRows(Sequence):
+    """Rows of a datasets.Dataset; slices are lists of rows."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if not isinstance(index, slice):
+            return self.data[index]
+        columns = self.data[index]
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _label_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names of ClassLabel columns, and of columns that are lists of them."""
+    inner = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
+    return {name: list(feature.names) for name, feature in inner.items() if hasattr(feature, "names")}
+
+
+def _arrow_digest(data: Any) -> str:
+    """Hash of a datasets.Dataset's columns and values, whatever file or selection they come from."""
+    import pyarrow
+
+    state = hashlib.blake2b(str(data.features).encode(), digest_size=16)
+    for part in data.with_format("arrow").iter(10_000):
+        stream = pyarrow.BufferOutputStream()
+        with pyarrow.ipc.new_stream(stream, part.schema) as writer:
+            writer.write_table(part.combine_chunks())
+        state.update(stream.getvalue())
+    return state.hexdigest()
+
+
+def _renamed(spec: TaskSpec, available: Mapping[str, Rows]) -> dict[str, Rows]:
+    """spec.splits first; then what the source has left, under the name it goes by here."""
+    found, used = {}, set()
+    canonical = {SPLITS.get(name, name): name for name in reversed(available)}
+    for split, wanted in spec.splits.items():
+        match = _SLICE.fullmatch(wanted)
+        name = match and (match["name"] if match["name"] in available else canonical.get(match["name"]))
+        if name is None:
+            raise DataError(
+                f"{spec.name}: splits.{split}: the source has no split {wanted!r}. "
+                f"{did_you_mean(wanted, available)}"
+            )
+        used.add(name)
+        rows = available[name]
+        low, high = (
+            _bound(match[end], len(rows), default) for end, default in (("low", 0), ("high", len(rows)))
+        )
+        found[split] = rows if (low, high) == (0, len(rows)) else rows.take(np.arange(low, max(low, high)))
+    left = {
+        split: available[name] for split, name in canonical.items() if name not in used and split not in found
+    }
+    return {
+        split: rows
+        for split in dict.fromkeys(["train", "validation", "test", *found, *left])
+        if (rows := found.get(split, left.get(split))) is not None
+    }
+
+
+def _bound(text: str | None, size: int, default: int) -> int:
+    if text is None:
+        return default
+    bound = round(size * int(text[:-1]) / 100) if text.endswith("%") else int(text)
+    return min(size, max(0, bound + size if bound < 0 else bound))

@@ -1,0 +1,190 @@
+"""Scores of texts: exact match, token F1, ROUGE, BLEU and chrF, all between 0 and 1.
+
+sacrebleu prints BLEU and chrF times 100; everything else about them is the same. ROUGE reads a-z and 0-9
+only, without stemming, as its reference implementation does, so it says nothing about other scripts: use chrF
+there.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from string import punctuation
+from typing import Any
+
+import numpy as np
+
+from mtnlp.metrics.base import Metric, ratio, scored
+
+BOTH = ("span", "generate")
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NO_PUNCTUATION = str.maketrans("", "", punctuation)
+
+
+def texts(reference: Sequence[Any]) -> list[str]:
+    """The reference texts of a generate target (texts) or a span target ((text, start) pairs; none = "")."""
+    return [r if isinstance(r, str) else r[0] for r in reference] or [""]
+
+
+def plain(text: str) -> str:
+    """SQuAD's reading of an answer: lower case, no punctuation, no articles, single spaces."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+
+
+def same_text(prediction: str, reference: Sequence[Any]) -> float:
+    """1.0 if the prediction is a reference: span answers as SQuAD reads them, texts word by word."""
+    is_span = not reference or not isinstance(reference[0], str)
+    read = plain if is_span else (lambda text: " ".join(text.split()))
+    return float(any(read(prediction) == read(text) for text in texts(reference)))
+
+
+def _f1(common: float, predicted: float, true: float) -> float:
+    return 2 * common / (predicted + true) if common else 0.0
+
+
+def squad_f1(prediction: str, reference: Sequence[Any]) -> float:
+    """F1 of the bags of words, best reference; nothing matches only nothing (Rajpurkar et al. 2018)."""
+    said = plain(prediction).split()
+
+    def one(text: str) -> float:
+        words = plain(text).split()
+        if not said or not words:
+            return float(said == words)
+        return _f1((Counter(said) & Counter(words)).total(), len(said), len(words))
+
+    return max(map(one, texts(reference)))
+
+
+def grams(tokens: Sequence[str], n: int) -> Counter:
+    """How often each run of n tokens stands in them."""
+    return Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
+
+
+def _rouge_tokens(text: str) -> list[str]:
+    return re.findall("[a-z0-9]+", text.lower())
+
+
+def _rouge_n(said: list[str], words: list[str], n: int) -> float:
+    a, b = grams(said, n), grams(words, n)
+    return _f1((a & b).total(), a.total(), b.total())
+
+
+def longest_common(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest common subsequence, by the bit-parallel recurrence of Hyyro (2004)."""
+    places: dict[str, int] = {}
+    for i, token in enumerate(a):
+        places[token] = places.get(token, 0) | 1 << i
+    full = (1 << len(a)) - 1
+    row = full
+    for token in b:
+        match = row & places.get(token, 0)
+        row = ((row + match) | (row - match)) & full
+    return len(a) - row.bit_count()
+
+
+def _rouge_l(said: list[str], words: list[str]) -> float:
+    return _f1(longest_common(said, words), len(said), len(words))
+
+
+def _rouge(
+    score: Callable[[list[str], list[str]], float], prediction: str, reference: Sequence[Any]
+) -> float:
+    said = _rouge_tokens(prediction)
+    return max(score(said, _rouge_tokens(text)) for text in texts(reference))
+
+
+def bleu_tokens(text: str) -> list[str]:
+    """The international default of BLEU, `13a`: split off punctuation, but keep 1,000.5 and don't whole."""
+    text = text.replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
+    for code, sign in (("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">")):
+        text = text.replace(code, sign)
+    text = re.sub(r"([!-&(-+/:-@\[-`{-~])", r" \1 ", f" {text} ")
+    text = re.sub(r"([^0-9])([.,])", r"\1 \2 ", text)
+    text = re.sub(r"([.,])([^0-9])", r" \1 \2", text)
+    return re.sub(r"([0-9])(-)", r"\1 \2 ", text).split()
+
+
+def _bleu_stats(prediction: str, reference: Sequence[Any]) -> list[int]:
+    """[said, closest reference length, then matches and totals of 1- to 4-grams]."""
+    said, many = bleu_tokens(prediction), [bleu_tokens(text) for text in texts(reference)]
+    closest = min((len(words) for words in many), key=lambda length: (abs(length - len(said)), length))
+    matches, totals = [], []
+    for n in range(1, 5):
+        ours, best = grams(said, n), Counter()
+        for words in many:
+            best |= grams(words, n)
+        matches.append((ours & best).total())
+        totals.append(ours.total())
+    return [len(said), closest, *matches, *totals]
+
+
+def bleu(stats: np.ndarray) -> float:
+    """BLEU of the whole set (Papineni et al. 2002); orders without a match count 1/2, 1/4, ..."""
+    said, length, *counts = stats.sum(0)
+    matches, totals = counts[:4], counts[4:]
+    if not any(matches) or not all(totals):
+        return 0.0
+    logs, halves = 0.0, 1
+    for match, total in zip(matches, totals, strict=True):
+        halves *= 1 if match else 2
+        logs += math.log((match or 1 / halves) / total)
+    return math.exp(logs / 4 + min(0.0, 1 - length / said))
+
+
+def _chrf_pair(said: str, words: str) -> list[int]:
+    """[predicted, true, common] counts of character 1- to 6-grams, without spaces."""
+    row = []
+    for n in range(1, 7):
+        a, b = grams(said, n), grams(words, n)
+        row += [a.total() if b else 0, b.total(), (a & b).total()]
+    return row
+
+
+def _chrf_row(prediction: str, reference: Sequence[Any]) -> list[int]:
+    said = "".join(prediction.split())
+    return max(
+        (_chrf_pair(said, "".join(text.split())) for text in texts(reference)),
+        key=lambda row: chrf(np.array([row])),
+    )
+
+
+def chrf(stats: np.ndarray) -> float:
+    """chrF2 (Popovic 2015): F of mean precision and mean recall, recall counting twice (beta 2)."""
+    predicted, true, common = stats.sum(0).reshape(-1, 3).T.astype(np.float64)
+    used = (predicted > 0) & (true > 0)  # orders that both sides are long enough for
+    if not used.any():
+        return 0.0
+    precision, recall = (common[used] / predicted[used]).mean(), (common[used] / true[used]).mean()
+    return float(5 * precision * recall / (4 * precision + recall)) if precision + recall else 0.0
+
+
+def _mean(
+    score: Callable[[str, Sequence[Any]], float],
+    predictions: Sequence[str],
+    references: Sequence[Sequence[Any]],
+    labels: Sequence[str] | None,
+) -> np.ndarray:
+    return scored([score(p, r) for p, r in zip(predictions, references, strict=True)])
+
+
+def _rows(
+    row: Callable[[str, Sequence[Any]], list[int]],
+    predictions: Sequence[str],
+    references: Sequence[Sequence[Any]],
+    labels: Sequence[str] | None,
+) -> np.ndarray:
+    return np.array([row(p, r) for p, r in zip(predictions, references, strict=True)], dtype=np.float64)
+
+
+METRICS = [
+    Metric("exact_match", partial(_mean, same_text), ratio, BOTH),
+    Metric("squad_f1", partial(_mean, squad_f1), ratio, BOTH),
+    Metric("rouge_1", partial(_mean, partial(_rouge, partial(_rouge_n, n=1))), ratio, BOTH),
+    Metric("rouge_2", partial(_mean, partial(_rouge, partial(_rouge_n, n=2))), ratio, BOTH),
+    Metric("rouge_l", partial(_mean, partial(_rouge, _rouge_l)), ratio, BOTH),
+    Metric("bleu", partial(_rows, _bleu_stats), bleu, BOTH),
+    Metric("chrf", partial(_rows, _chrf_row), chrf, BOTH),
+]

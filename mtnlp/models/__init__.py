@@ -1,0 +1,1 @@
+"""Backbones of three families with one face, and the model that many tasks share."""

@@ -1,0 +1,202 @@
+"""A pretrained network of any of three families behind one face.
+
+    encoder           hidden states, read by heads
+    encoder-decoder   likelihood of a target text given a prompt; generation
+    decoder           the same, prompt and target in one sequence
+
+Shapes: S sequences, L padded length, Lt padded target length, D width, V vocabulary, N tokens with a label.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtnlp.data.batch import Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FAMILIES = ("encoder", "encoder-decoder", "decoder")
+UNBOUNDED = 1 << 20  # max_length of a network without absolute positions whose tokenizer states no limit
+
+
+class Backbone(nn.Module):
+    """A network, its tokenizer, and what family it is of.
+
+    Args:
+        net: a transformers model; with a language-modelling head unless the family is encoder.
+        tokenizer: may be None where nothing is tokenised or generated.
+        family: one of FAMILIES.
+        name, revision: where it came from, for cards and messages.
+        fresh: names of parameters that no checkpoint gave values to; every strategy trains them.
+    """
+
+    def __init__(
+        self,
+        net: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        family: str,
+        *,
+        name: str = "",
+        revision: str | None = None,
+        fresh: frozenset[str] = frozenset(),
+    ) -> None:
+        super().__init__()
+        self.net, self.tokenizer, self.family = net, tokenizer, family
+        self.name, self.revision, self.fresh = name, revision, fresh
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        family: str = "auto",
+        attention: str = "auto",
+        trust_remote_code: bool = False,
+    ) -> Backbone:
+        """Load a backbone with its tokenizer, in float32.
+
+        Args:
+            name: alias (`minilm`, `minilm-seq2seq`), folder, or hub id.
+            revision: branch, tag or commit of a hub id.
+            family: one of FAMILIES, or "auto" = as its configuration says.
+            attention: a transformers attention implementation; "auto" = eager on a CPU, where it trains
+                faster, transformers' own choice elsewhere.
+            trust_remote_code: run code that comes with the weights.
+
+        Raises:
+            MtnlpError: not found (with the offline fix), unknown family, weights that do not fit.
+        """
+        from mtnlp.models import _load
+
+        return _load.load(
+            name, revision=revision, family=family, attention=attention, trust_remote_code=trust_remote_code
+        )
+
+    @property
+    def described(self) -> str:
+        """How messages call it."""
+        return self.name or type(self.net).__name__
+
+    @property
+    def width(self) -> int:
+        """D of the hidden states."""
+        config = self.net.config
+        return getattr(config, "encoder", config).hidden_size
+
+    @property
+    def max_length(self) -> int:
+        """Tokens a sequence may have: learned positions or the tokenizer's own limit, whichever is less."""
+        config = getattr(self.net.config, "encoder", self.net.config)
+        limits = [UNBOUNDED, getattr(config, "max_position_embeddings", None) or UNBOUNDED]
+        for name, module in self.net.named_modules():
+            if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+                # RoBERTa counts positions from the one after its padding index.
+                limits.append(
+                    module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+                )
+        if self.tokenizer is not None:
+            limits.append(self.tokenizer.model_max_length)
+        return min(limits)
+
+    def blocks(self) -> list[tuple[str, nn.Module]]:
+        """(name, module) of every transformer block: items of the outermost ModuleLists of equal layers."""
+        found: list[tuple[str, nn.Module]] = []
+        for name, module in self.net.named_modules():
+            inside = any(name.startswith(f"{block}.") for block, _ in found)
+            equal = isinstance(module, nn.ModuleList) and len({type(item) for item in module}) == 1
+            if equal and not inside:
+                found += [(f"{name}.{i}", item) for i, item in enumerate(module)]
+        return found
+
+    def checkpoint_activations(self) -> None:
+        """Keep only what enters the blocks and run each again in backward: less memory, a third more time."""
+        options = {
+            "use_reentrant": False
+        }  # reentrant checkpoints lose the gradient of a router's balance loss
+        enable = (
+            getattr(self.net, "activation_checkpointing_enable", None)
+            or self.net.gradient_checkpointing_enable
+        )
+        enable(options)
+
+    # Encoders.
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """(S, L, D) hidden states of the last layer; of an encoder-decoder, of its encoder."""
+        if self.family == "encoder":
+            net = self.net
+        else:
+            net = self.net.get_encoder() if self.family == "encoder-decoder" else self.net.base_model
+        return net(**_inputs(batch)).last_hidden_state
+
+    # Text to text.
+
+    def text_losses(self, batch: Batch) -> Tensor:
+        """(S,) float32: mean cross-entropy per target token of each sequence, in nats; 0 without any."""
+        sums_S, counts_S = self._target_losses(batch)
+        return sums_S / counts_S.clamp(min=1)
+
+    def option_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(S,) float32 log-likelihood of each target, summed over its tokens, and (S,) their number."""
+        sums_S, counts_S = self._target_losses(batch)
+        return -sums_S, counts_S
+
+    def generate(self, batch: Batch, *, max_new_tokens: int) -> list[str]:
+        """S texts, greedy. A decoder's prompts are padded on the left."""
+        config = copy.deepcopy(self.net.generation_config)
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        ends = {end for end in (*ends, self.tokenizer.eos_token_id) if end is not None}
+        config.update(
+            max_new_tokens=max_new_tokens,
+            max_length=None,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=sorted(ends) or None,
+        )
+        tokens = self.net.generate(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=config
+        )
+        first = batch.input_ids.shape[1] if self.family == "decoder" else 0
+        return self.tokenizer.batch_decode(tokens[:, first:], skip_special_tokens=True)
+
+    def _target_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(S,) summed cross-entropy and (S,) number of the labelled tokens."""
+        labels, extra = batch.labels, {}
+        if self.family == "decoder":  # the state at a token predicts the next one
+            labels = F.pad(labels[:, 1:], (0, 1), value=-100)
+        else:
+            extra["decoder_input_ids"] = self.net.prepare_decoder_input_ids_from_labels(labels)
+        kept = labels != -100
+        with self._scoring_only(kept):
+            logits_NV = self.net(**_inputs(batch), **extra, use_cache=False).logits[0]
+        losses_N = F.cross_entropy(logits_NV.float(), labels[kept], reduction="none")
+        sequence_N = kept.nonzero()[:, 0]
+        sums_S = losses_N.new_zeros(len(labels)).index_add(0, sequence_N, losses_N)
+        return sums_S, kept.sum(1)
+
+    @contextmanager
+    def _scoring_only(self, kept: Tensor) -> Iterator[None]:
+        """Inside, the language-modelling head sees only the (S, L) `kept` places, as one row (1, N, V)."""
+        head = self.net.get_output_embeddings()
+        handle = head.register_forward_pre_hook(lambda _, args: (args[0][kept].unsqueeze(0),))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    found = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    return found if batch.token_type_ids is None else {**found, "token_type_ids": batch.token_type_ids}

@@ -1,0 +1,202 @@
+"""`check`: everything that can be known about a recipe without its weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mtnlp import assemble, config
+from mtnlp.assemble import Plan
+from mtnlp.data.plan import Quota
+from mtnlp.errors import DataError, RecipeError
+from mtnlp.runs.session import cache_dir, shots_of
+from mtnlp.tasks.spec import Example
+from mtnlp.tasks.templates import render
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mtnlp.data.encode import Encoder
+    from mtnlp.data.store import TokenStore
+    from mtnlp.data.task_data import TaskData
+
+PROMPTS = 3  # shown
+REPEATS = 10.0  # epochs over a task's rows from which on it is worth a warning
+ACTIVATIONS = 22  # stored values per token, layer and unit of width; measured on a BERT-like encoder with adapters
+
+
+@dataclass(frozen=True)
+class TaskCheck:
+    """What is known of one task: rows per split, labels, tokens per example, share of examples that lose tokens, and how
+    often its training rows will be seen."""
+
+    name: str
+    kind: str
+    rows: Mapping[str, int]
+    labels: int
+    tokens_mean: float
+    tokens_most: int
+    truncated: float
+    epochs: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The result of a check that found nothing wrong; what is only odd stands in the tasks' warnings."""
+
+    recipe: config.Recipe
+    family: str
+    steps: int
+    tasks: tuple[TaskCheck, ...]
+    memory: Mapping[str, float]  # GiB
+    prompts: tuple[tuple[str, str, str], ...] = field(default=())  # task, what the model reads, what it should answer
+
+    def print(self, console: Console | None = None) -> None:
+        """Tables on a rich console."""
+        from rich.console import Console
+        from rich.table import Table
+
+        console = console or Console(highlight=False)
+        recipe = self.recipe
+        console.print(f"{recipe.name}: {len(self.tasks)} tasks on {recipe.model.backbone} ({self.family}) with "
+                      f"{recipe.model.strategy.name}, {self.steps:,} steps of {recipe.train.examples_per_step} examples",
+                      markup=False)
+        table = Table()
+        for name in ("task", "kind", "train", "valid.", "test", "labels", "tokens", "longest", "cut", "epochs"):
+            table.add_column(name, justify="left" if name in ("task", "kind") else "right", no_wrap=name == "task")
+        for task in self.tasks:
+            sizes = [f"{task.rows[name]:,}" if name in task.rows else "-" for name in ("train", "validation", "test")]
+            table.add_row(task.name, task.kind, *sizes, str(task.labels or "-"), f"{task.tokens_mean:.0f}",
+                          str(task.tokens_most), f"{task.truncated:.1%}", f"{task.epochs:.1f}")
+        console.print(table)
+        parts = ", ".join(f"{name} {size:.2f}" for name, size in self.memory.items())
+        console.print(f"Memory, roughly: {sum(self.memory.values()):.1f} GiB ({parts})", markup=False)
+        for task, prompt, target in self.prompts:
+            console.rule(f"{task}: what the model reads, and what it should answer", align="left")
+            console.print(prompt, markup=False)
+            console.print(f"=> {target}", markup=False)
+        for task in self.tasks:
+            for warning in task.warnings:
+                console.print(f"warning: {task.name}: {warning}", markup=False)
+
+
+def check(source: config.Source, overrides: Iterable[str] = (), *, trust_remote_code: bool = False) -> CheckReport:
+    """Look at everything but the weights.
+
+    Raises:
+        RecipeError: every problem of keys, names, options, files, columns and rows.
+    """
+    from mtnlp.models.backbone import Backbone
+
+    plan = assemble.resolve(source, overrides)
+    recipe = plan.recipe
+    outline = Backbone.outline(recipe.model.backbone, revision=recipe.model.revision, family=recipe.model.family,
+                               trust_remote_code=trust_remote_code)
+    assemble.check_family(outline.family, plan.specs, recipe)
+    assemble.check_length(recipe, outline.max_length)
+    encoder = assemble.encoder_for(recipe, outline.tokenizer, outline.family)
+    splits, problems = _all_stores(plan, encoder)
+    if problems:
+        raise RecipeError(config.label(source), problems)
+    sizes = [len(stores["train"]) for stores in splits]
+    steps = assemble.total_steps(recipe, sizes)
+    quota = Quota(assemble.phases_of(recipe, plan.names, sizes), examples_per_step=recipe.train.examples_per_step,
+                  seed=recipe.seed)
+    epochs = quota.drawn(steps) / np.array(sizes)
+    tasks = tuple(_task(data, stores, float(seen)) for data, stores, seen in zip(plan.data, splits, epochs, strict=True))
+    return CheckReport(recipe, outline.family, steps, tasks, _memory(plan, outline, encoder), tuple(_prompts(plan, encoder)))
+
+
+def _all_stores(plan: Plan, encoder: Encoder) -> tuple[list[dict[str, TokenStore]], list[str]]:
+    """Every split of every task, tokenised; and the first bad row of each."""
+    found, problems = [], []
+    for data in plan.data:
+        stores = {}
+        for split in data.splits:
+            try:
+                stores[split] = data.store(split, encoder, cache_dir() / "tokens", shots=shots_of(data))
+            except DataError as error:
+                problems.append(str(error))
+        found.append(stores)
+    return found, problems
+
+
+def _task(data: TaskData, stores: Mapping[str, TokenStore], epochs: float) -> TaskCheck:
+    spec, train = data.spec, stores["train"]
+    warnings = [*_strange_labels(data), *_unused_splits(data)]
+    if epochs > REPEATS:
+        warnings.append(f"its {len(train):,} training rows will be seen {epochs:.1f} times; more than {REPEATS:.0f} is "
+                        "seldom worth it. Lower train.steps, or its rate in the sampler.")
+    cut = max(store.truncated for store in stores.values())
+    if cut > 0.05:
+        warnings.append(f"{cut:.0%} of the rows of a split lose tokens; raise model.max_length.")
+    lengths = np.asarray(train.length)
+    return TaskCheck(spec.name, spec.kind, {split: len(store) for split, store in stores.items()}, len(spec.labels or ()),
+                     float(lengths.mean()), int(lengths.max()), train.truncated, epochs, tuple(warnings))
+
+
+def _strange_labels(data: TaskData) -> list[str]:
+    """Labels that occur in an evaluation split and never in train: the model cannot learn them."""
+    if not data.spec.parts.labelled:
+        return []
+    seen = _labels_in(data, "train")
+    warnings = []
+    for split in data.splits:
+        unseen = {label: n for label, n in _labels_in(data, split).items() if label not in seen}
+        if unseen:
+            listed = ", ".join(f"{data.spec.labels[label]} ({n})" for label, n in sorted(unseen.items()))
+            warnings.append(f"labels in {split} that are not in train: {listed}.")
+    return warnings
+
+
+def _labels_in(data: TaskData, split: str) -> Counter:
+    counts: Counter = Counter()
+    for i in range(len(data.rows(split))):
+        target = data.example(split, i).target
+        counts.update(target if isinstance(target, tuple) else (target,))
+    return counts
+
+
+def _unused_splits(data: TaskData) -> list[str]:
+    return [] if set(data.splits) & {"validation", "test"} else [
+        "no validation or test split: it will be trained and never scored."]
+
+
+def _prompts(plan: Plan, encoder: Encoder) -> Iterable[tuple[str, str, str]]:
+    """The first row of the first tasks; more rows where there are fewer tasks."""
+    for i in range(PROMPTS):
+        data = plan.data[i % len(plan.data)]
+        row = i // len(plan.data)
+        if row < len(data.rows("train")):
+            example = data.example("train", row)
+            if encoder.form == "encoder":
+                yield data.spec.name, _inputs(example), _answer(data, example)
+            else:
+                rendered = render(data.spec, example, shots=shots_of(data))
+                yield data.spec.name, rendered.prompt, str(rendered.target)
+
+
+def _inputs(example: Example) -> str:
+    return "\n".join(f"{name}: {' | '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"
+                     for name, value in example.inputs.items() if value is not None)
+
+
+def _answer(data: TaskData, example: Example) -> str:
+    labels, target = data.spec.labels, example.target
+    if labels is None:
+        return str(target)
+    return " ".join(labels[i] for i in target) if isinstance(target, tuple) else labels[target]
+
+
+def _memory(plan: Plan, outline: Any, encoder: Encoder) -> dict[str, float]:
+    """GiB of weights, of what training adds to them, and of activations of one micro-batch in float32."""
+    gib, train = 2**30, plan.recipe.train
+    trained = outline.parameters if plan.recipe.model.strategy.name == "full" else 0
+    tokens = max(train.max_tokens, encoder.max_length)
+    return {"weights": 4 * outline.parameters / gib, "gradients and moments": 12 * trained / gib,
+            "activations": 4 * ACTIVATIONS * outline.layers * outline.width * tokens / gib}

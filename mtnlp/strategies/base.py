@@ -1,0 +1,121 @@
+"""The face of a strategy, and how the layers it puts into a backbone learn whose row they see.
+
+Shapes: T tasks of the run, U live tasks (those in the current step), S sequences of a batch, L their padded
+length, Lt the padded length of text targets, P parameters of one task's row in the bank.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mtnlp.errors import MtnlpError
+
+if TYPE_CHECKING:
+    from mtnlp.models.backbone import Backbone
+    from mtnlp.strategies._bank import Bank
+
+
+class Routing:
+    """Which live row every sequence of the batch belongs to; one object for all layers of a strategy.
+
+    Set before a forward and valid until its backward has run (gradient checkpointing runs the forward again).
+    """
+
+    def __init__(self) -> None:
+        self.rows: Tensor | None = None  # (S,) int64, position among the live tasks
+        self.only: int | None = None  # the position that all S sequences share, None when they differ
+        self.mask: Tensor | None = None  # (S, L) attention mask, for statistics over tokens
+        self.target_mask: Tensor | None = None  # (S, Lt) the same for the decoder of an encoder-decoder
+
+    def rows_for(self, sequences: int) -> Tensor:
+        """(sequences,) rows; each repeated if the backbone expanded the batch (beams: repeat_interleave)."""
+        if len(self.rows) == sequences:
+            return self.rows
+        return self.rows.repeat_interleave(sequences // len(self.rows))
+
+
+class Strategy(nn.Module, ABC):
+    """Edits a backbone in place and says which parameters are shared and which belong to a task.
+
+    Options come in `__init__` (keyword-only, what YAML can say). After `attach`, everything trainable is
+    either a parameter of the backbone with requires_grad (shared by all tasks) or in `bank` (one row per
+    task).
+    """
+
+    families: tuple[str, ...] = ("encoder", "encoder-decoder", "decoder")  # the backbones it can work with
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bank: Bank | None = None
+        self.routing = Routing()
+
+    @abstractmethod
+    def attach(self, backbone: Backbone, tasks: Sequence[str], seed: int) -> None:
+        """Freeze and edit `backbone` for the (T,) named tasks. With fresh parameters the outputs stay those
+        of the backbone, exactly, for every strategy. A task's own parameters depend on (seed, its name) only.
+
+        Raises:
+            MtnlpError: the backbone has no module to adapt; the message names the pattern.
+        """
+
+    def begin(self, live: Sequence[int]) -> None:
+        """Start a step (or an evaluation) in which only the (U,) tasks `live` occur: gather their rows."""
+        if self.bank is not None:
+            self.bank.gather(live)
+
+    def holds(self, tasks: Sequence[int]) -> bool:
+        """Whether batches of `tasks` can be run as things are, without another `begin`."""
+        return self.bank is None or self.bank.holds(tasks)
+
+    def select(
+        self,
+        task_ids: Tensor,
+        mask: Tensor,
+        *,
+        tasks: Sequence[int] | None = None,
+        target_mask: Tensor | None = None,
+    ) -> None:
+        """Tell the layers whose rows the next batch holds.
+
+        Args:
+            task_ids: (S,) task indices, all of them live.
+            mask: (S, L) attention mask; target_mask: (S, Lt), 1 on real target tokens of an encoder-decoder.
+            tasks: the different task indices in task_ids, where known; spares the device a sync.
+        """
+        tasks = task_ids.unique().tolist() if tasks is None else tasks
+        bank, routing = self.bank, self.routing
+        routing.mask, routing.target_mask = mask, target_mask
+        routing.rows = task_ids if bank is None else bank.position(task_ids)
+        routing.only = bank.live.index(tasks[0]) if bank is not None and len(tasks) == 1 else None
+
+    def aux_loss(self) -> Tensor | None:
+        """() extra loss of the batch just seen (a router's load balance), already scaled; None = nothing."""
+        return None
+
+    def export(self, task: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """What `task` learned in peft's LoRA file format: (adapter_config.json, tensors by name). None = it
+        has no form that peft knows."""
+        return None
+
+
+def freeze(backbone: Backbone) -> None:
+    """Stop training the backbone, but for weights that no checkpoint gave it: random ones must learn."""
+    for name, parameter in backbone.net.named_parameters():
+        parameter.requires_grad_(name in backbone.fresh)
+
+
+def require(condition: bool, message: str) -> None:
+    """MtnlpError(message) unless the option is as it must be."""
+    if not condition:
+        raise MtnlpError(message)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What a matmul with `x` computes in: autocast's type where it is on, else that of x."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -1,0 +1,168 @@
+"""Save and resume a run, bit for bit, at any step.
+
+    <folder>/step-00000500/   weights.safetensors    what is trained, by name
+                              optimizer.safetensors  moments and step counts
+                              balancer.safetensors   its parameters and state
+                              state.json             step, tasks, seed, what callbacks remember
+
+Only safetensors and JSON, never pickle. A checkpoint is written as `<name>.part` and renamed when it is
+whole, so a folder with its proper name is complete. No state of a random generator is needed: plan and
+dropout follow from (seed, step, rank). Sharded weights are gathered, so a run may resume on another number of
+processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from mtnlp.errors import MtnlpError
+from mtnlp.train.grads import placed, whole
+
+if TYPE_CHECKING:
+    from mtnlp.train.loop import Run
+
+VERSION = 1
+NAME = re.compile(r"step-(\d{8,})")
+
+
+def save(run: Run, folder: Path, *, keep: int | None = None) -> Path:
+    """Write everything a resume needs into `<folder>/step-<number>`; all ranks must call it.
+
+    Args:
+        folder: holds the checkpoints of one run; made if need be.
+        keep: remove the oldest checkpoints beyond so many; None = keep all.
+
+    Returns:
+        The checkpoint's path. One that is already there is left as it is.
+    """
+    path = folder / f"step-{run.step:08d}"
+    tables = {
+        "weights": _gathered(run.model.trainable_state()),
+        "optimizer": _gathered(run.optimizer.state()),
+        "balancer": _gathered(run.balancer.state_dict()),
+    }
+    if run.accelerator.is_main_process and not path.exists():
+        state = {"version": VERSION, "step": run.step, "seed": run.seed, "tasks": list(run.tasks),
+                 "max_tokens": run.max_tokens, "stopped": run.stopped, "memory": run.memory}
+        _write(path, tables, state)
+        for old in checkpoints(folder)[:-keep] if keep else []:
+            shutil.rmtree(old)
+    run.accelerator.wait_for_everyone()
+    return path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in a folder, oldest first; [] if there is none."""
+    return sorted((p for p in folder.glob("step-*") if NAME.fullmatch(p.name)), key=lambda p: int(p.name[5:]))
+
+
+def load(run: Run, path: Path) -> None:
+    """Put `run` where it was when `path` was saved. Nothing of the run changes if the checkpoint does not fit
+    it.
+
+    Raises:
+        MtnlpError: no checkpoint there, a damaged one, or one of other tasks or another seed.
+    """
+    state = read_state(path)
+    for key, here in (("tasks", list(run.tasks)), ("seed", run.seed)):
+        if state[key] != here:
+            raise MtnlpError(f"{path}: saved with {key} {state[key]}, but this run has {here}. "
+                             "Resume with the recipe in the run's folder, or start a new run.")
+    weights, optimizer, balancer = (read_table(path / f"{name}.safetensors")
+                                    for name in ("weights", "optimizer", "balancer"))
+    load_weights(run, weights)
+    run.optimizer.load_state(optimizer)
+    try:
+        run.balancer.load_state_dict(balancer)
+    except RuntimeError as error:
+        raise MtnlpError(f"{path}: saved with another balancer. {error}") from error
+    run.step, run.max_tokens, run.stopped = state["step"], state["max_tokens"], state["stopped"]
+    run.memory.clear()
+    run.memory.update(state["memory"])
+
+
+def load_weights(run: Run, weights: Mapping[str, Tensor]) -> None:
+    """Copy full tensors by name into what `run` trains, cut over ranks where it is sharded."""
+    here = run.model.trainable_state()
+    run.model.load_trainable_state({name: placed(tensor, here[name]) if name in here else tensor
+                                    for name, tensor in weights.items()})
+
+
+def save_weights(run: Run, path: Path) -> None:
+    """Write what is trained to one safetensors file, whole or not at all; all ranks must call it."""
+    weights = _gathered(run.model.trainable_state())
+    if run.accelerator.is_main_process:
+        part = path.with_name(path.name + ".part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_table(part, weights)
+        part.replace(path)
+        _sync(path.parent)
+    run.accelerator.wait_for_everyone()
+
+
+def read_state(path: Path) -> dict:
+    """A checkpoint's state.json. MtnlpError if it is missing, damaged, or of a later version of mtnlp."""
+    try:
+        state = json.loads((path / "state.json").read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise MtnlpError(f"{path} is no checkpoint: it holds no state.json.") from error
+    except ValueError as error:
+        raise MtnlpError(f"{path / 'state.json'} is damaged: {error}. Take an earlier checkpoint.") from error
+    if state["version"] != VERSION:
+        raise MtnlpError(f"{path} is of checkpoint version {state['version']}; this mtnlp reads {VERSION}.")
+    return state
+
+
+def read_table(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file. MtnlpError if it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise MtnlpError(f"{path} is missing or damaged: {error}. Take an earlier checkpoint.") from error
+
+
+def _gathered(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Full tensors on the CPU; sharded ones are gathered one at a time, so all ranks must come here."""
+    return {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in table.items()}
+
+
+def _write(path: Path, tables: Mapping[str, Mapping[str, Tensor]], state: dict) -> None:
+    part = path.with_name(path.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)  # left by a save that was cut short
+    part.mkdir(parents=True)
+    for name, table in tables.items():
+        _write_table(part / f"{name}.safetensors", table)
+    with (part / "state.json").open("w", encoding="utf-8") as file:
+        json.dump(state, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync(part)
+    part.rename(path)
+    _sync(path.parent)
+
+
+def _write_table(path: Path, table: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    save_file(dict(table), path, metadata={"format": "pt"})
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Make the disk hold a file's content, or a folder's names, before anything relies on it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mtnlp.data.encode import Encoder
+from mtnlp.data.sources import open_rows
+from mtnlp.data.task_data import TaskData
+from mtnlp.errors import DataError, MtnlpError
+from mtnlp.tasks.spec import TaskSpec
+
+ROWS = [{"text": f"text {i}, \u00e9", "label": ("neg", "pos")[i % 2]} for i in range(40)]
+
+
+def spec(source, kind="classify", **options):
+    return TaskSpec("own/task", kind, source, **options)
+
+
+def write(path: Path, content: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, "utf-8", newline="")
+    return str(path)
+
+
+def jsonl(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def delimited(rows, mark, quote=""):
+    return (
+        "\n".join(
+            [mark.join(rows[0]), *(mark.join(f"{quote}{v}{quote}" for v in row.values()) for row in rows)]
+        )
+        + "\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        ("x.jsonl", "\ufeff" + jsonl(ROWS[:2]) + "\n" + jsonl(ROWS[2:]), "x.jsonl:5"),
+        ("x.json", json.dumps({"data": ROWS}), "x.json[3]"),
+        ("x.csv", delimited(ROWS, ",", '"').replace("text 1,", "text 1,\nmore"), "x.csv:6"),
+        ("x.tsv", delimited(ROWS, "\t"), "x.tsv:5"),
+    ],
+)
+def test_text_files_read_alike_and_know_their_lines(name, content, place, tmp_path):
+    write(tmp_path / name, content)
+
+    rows = open_rows(spec({"train": str(tmp_path / name)}))["train"]
+
+    assert [{**row, "text": row["text"].replace("\nmore", "")} for row in rows] == ROWS
+    assert rows.where(3) == str(tmp_path / place)
+    assert rows.columns == ["text", "label"] and len(rows) == 40 and rows[-1] == ROWS[-1]
+
+
+def test_parquet_reads_lists_and_slices(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    table = [{"tokens": ["a", "b"], "tags": [0, i % 2]} for i in range(5)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "train.parquet")
+
+    rows = open_rows(spec({"train": str(tmp_path / "train.parquet")}, "tag"))["train"]
+
+    assert list(rows) == table and rows[4] == table[4] and rows.read(1, 3) == table[1:3]
+    assert rows.where(2).endswith("train.parquet[2]")
+
+
+def test_conll_sentences_know_the_line_they_start_in(tmp_path):
+    plain = write(tmp_path / "x.conll", "-DOCSTART- -X- O\n\nBerlin NNP B-loc\nis VBZ O\n\n\n# NN O\n")
+    universal = write(
+        tmp_path / "x.conllu",
+        "# text = Hi there\n1-2\tx"
+        + "\t_" * 8
+        + "\n1\tHi\thi\tINTJ"
+        + "\t_" * 6
+        + "\n2\tthere\tthere\tADV"
+        + "\t_" * 6
+        + "\n\n",
+    )
+
+    rows = open_rows(spec({"train": plain}, "tag"))["train"]
+    other = open_rows(spec({"train": universal}, "tag"))["train"]
+
+    assert list(rows) == [
+        {"tokens": ["Berlin", "is"], "column_2": ["NNP", "VBZ"], "tags": ["B-loc", "O"]},
+        {"tokens": ["#"], "column_2": ["NN"], "tags": ["O"]},
+    ]
+    assert [rows.where(i) for i in range(2)] == [f"{plain}:3", f"{plain}:7"]
+    assert (other[0]["tokens"], other[0]["tags"], other.where(0)) == (
+        ["Hi", "there"],
+        ["INTJ", "ADV"],
+        f"{universal}:3",
+    )
+
+
+def test_a_folder_is_read_split_by_split(tmp_path):
+    for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "extra.jsonl"):
+        write(tmp_path / name, jsonl([{"text": name, "label": "neg"}]))
+    write(tmp_path / "meta.json", "{}")
+
+    rows = open_rows(spec(str(tmp_path)))
+
+    assert {split: own[0]["text"] for split, own in rows.items()} == {
+        "train": "train.jsonl",
+        "validation": "dev.jsonl",
+        "test": "test.jsonl",
+        "extra": "extra.jsonl",
+    }
+
+
+def test_a_bare_file_is_divided_by_content_and_new_rows_move_no_old_one(tmp_path):
+    many = [{"text": f"row {i % 300}", "label": "neg"} for i in range(400)]
+    first = open_rows(spec(write(tmp_path / "a.jsonl", jsonl(many))))
+    grown = open_rows(
+        spec(write(tmp_path / "b.jsonl", jsonl([{"text": "new", "label": "neg"}, *reversed(many)])))
+    )
+
+    held = {row["text"] for row in first["validation"]}
+
+    assert set(first) == {"train", "validation"} and 15 < len(held) < 50
+    assert held.isdisjoint(row["text"] for row in first["train"])
+    assert len(first["train"]) + len(first["validation"]) == 400
+    assert held == {row["text"] for row in grown["validation"]} - {"new"}
+    assert first["validation"].where(0).startswith(f"{tmp_path / 'a.jsonl'}:")
+
+
+def test_splits_are_renamed_and_cut_as_the_spec_says():
+    source = {"train": ROWS, "dev": ROWS[:10]}
+
+    found = open_rows(
+        spec(source, splits={"train": "train[:75%]", "validation": "train[75%:]", "test": "dev"})
+    )
+
+    assert {split: (len(rows), rows[0]) for split, rows in found.items()} == {
+        "train": (30, ROWS[0]),
+        "validation": (10, ROWS[30]),
+        "test": (10, ROWS[0]),
+    }
+    with pytest.raises(DataError, match=r"splits.test: the source has no split 'tset'. Known: dev, train"):
+        open_rows(spec(source, splits={"test": "tset"}))
+
+
+def test_a_limit_draws_the_same_rows_again_in_their_order():
+    first, again = (open_rows(spec({"train": ROWS, "test": ROWS[:5]}, limit=12)) for _ in range(2))
+
+    texts = [row["text"] for row in first["train"]]
+    assert (
+        len(texts) == 12
+        and texts == [row["text"] for row in again["train"]]
+        and texts != [r["text"] for r in ROWS[:12]]
+    )
+    assert [ROWS.index(row) for row in first["train"]] == sorted(ROWS.index(row) for row in first["train"])
+    assert len(first["test"]) == 5
+    assert first["train"].where(0) == f"own/task train[{ROWS.index(first['train'][0])}]"
+
+
+def test_the_fingerprint_follows_content_and_choice_of_rows(tmp_path):
+    def mark(rows, **options):
+        return open_rows(spec({"train": rows}, **options))["train"].fingerprint
+
+    path = write(tmp_path / "x.jsonl", jsonl(ROWS))
+    before = mark(path)
+
+    assert mark(ROWS) == mark(list(ROWS)) != mark(ROWS[:-1])
+    assert mark(ROWS, limit=5) != mark(ROWS, limit=6)
+    assert before == mark(path) != mark(write(tmp_path / "x.jsonl", jsonl(ROWS[1:])))
+
+
+def test_a_hub_data_set_gives_rows_splits_and_label_names(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    part = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, 1]}, features=features)
+    asked = []
+
+    def load_dataset(*address, **options):
+        asked.append((*address, options))
+        return datasets.DatasetDict(train=part, validation_matched=part.select([1, 2]))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+    data = TaskData.open(spec("hub:owner/set/config@abc", splits={"validation": "validation_matched"}))
+
+    assert asked == [("owner/set", "config", {"revision": "abc"})]
+    assert data.splits == ("train", "validation") and data.spec.labels == ("bad", "good")
+    assert list(data.rows("validation")) == [{"text": "b", "label": 0}, {"text": "c", "label": 1}]
+    assert data.example("train", 2).target == 1
+    assert data.rows("train").where(2) == "hub:owner/set/config@abc train[2]"
+    fingerprints = {data.rows(split).fingerprint for split in data.splits}
+    assert len(fingerprints) == 2
+    assert {TaskData.open(data.spec).rows(split).fingerprint for split in data.splits} == fingerprints
+
+
+def test_a_hub_data_set_out_of_reach_says_what_to_do(monkeypatch, tmp_path):
+    datasets = pytest.importorskip("datasets")
+
+    def offline(*_, **__):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+
+    with pytest.raises(
+        MtnlpError, match=r"own/task: hub:a/b could not be loaded: .*no route.*in the cache, or give local"
+    ):
+        open_rows(spec("hub:a/b"))
+    with pytest.raises(DataError, match="no hub address"):
+        open_rows(spec("hub:a/b@"))
+
+
+BAD_FILES = {
+    "empty file": ("train.jsonl", "", r"train\.jsonl: the train split has no rows"),
+    "no file": (None, None, r"train\.jsonl: no such file. Did you mean 'trian.jsonl'"),
+    "ending": ("train.docx", "x", r"train\.docx: files ending in '.docx' cannot be read"),
+    "cut json line": (
+        "train.jsonl",
+        jsonl(ROWS[:2]) + '{"text": "a", "label": po}',
+        r"train\.jsonl:3: not valid JSON in or "
+        "after the field 'label'",
+    ),
+    "no object": ("train.jsonl", "[1, 2]\n", r"train\.jsonl:1: found '\[1, 2\]', expected a JSON object"),
+    "json": ("train.json", '[\n{"text": 1,}]', r"train\.json:2: not valid JSON"),
+    "json rows": ("train.json", '[{"text": "a"}, 7]', r"train\.json\[1\]: found '7'"),
+    "bytes": (
+        "train.jsonl",
+        jsonl(ROWS[:1]).encode() + b'{"text": "\xff"}\n',
+        r"train\.jsonl:2: byte 0xff .* is not UTF-8",
+    ),
+    "csv bytes": (
+        "train.csv",
+        b"text,label\na,neg\nb\xfe,pos\n",
+        r"train\.csv:3: byte 0xfe after b'b' is not UTF-8",
+    ),
+    "few fields": (
+        "train.csv",
+        "text,label\na,neg\nb\n",
+        r"train\.csv:3: 1 fields, .* the field 'label' is missing",
+    ),
+    "many fields": (
+        "train.tsv",
+        "text\tlabel\na\tneg\tx\n",
+        r"train\.tsv:2: 3 fields, .*'x' comes after the last field 'label'",
+    ),
+    "open quote": ("train.csv", 'text,label\n"a,neg\n', r"train\.csv:2: not a valid record"),
+    "conll columns": ("train.conll", "a O\nb\n", r"train\.conll:2: 1 columns, expected 2; the field 'tags'"),
+    "parquet": ("train.parquet", "no", r"train\.parquet: not a readable Parquet file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_file_is_named_with_its_line_and_field(case, tmp_path):
+    name, content, message = BAD_FILES[case]
+    if name is None:
+        name = "train.jsonl"
+        write(tmp_path / "trian.jsonl", jsonl(ROWS))
+    else:
+        (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+    with pytest.raises(DataError, match=message):
+        list(open_rows(spec({"train": str(tmp_path / name)}))["train"])
+
+
+BAD_ROWS = {
+    "unequal lengths": ("tag", {"tokens": ["a", "b"], "tags": ["O"]}, "tags: 1 tags for 2 tokens"),
+    "unknown label": (
+        "classify",
+        {"text": "a", "label": "poss"},
+        "label 'poss' .*is not a label .*Did you mean 'pos'",
+    ),
+    "label number": ("classify", {"text": "a", "label": 7}, r"label 7 is outside 0\.\.1"),
+    "missing field": ("classify", {"label": "pos"}, "text: no column 'text'"),
+    "answer offset": (
+        "span",
+        {"question": "q", "context": "abc", "answers": {"text": ["b"], "answer_start": [0]}},
+        "answers: ",
+    ),
+}
+GOOD_ROWS = {
+    "tag": {"tokens": ["a"], "tags": ["O"]},
+    "classify": {"text": "a", "label": "neg"},
+    "span": {"question": "q", "context": "abc", "answers": {"text": ["b"], "answer_start": [1]}},
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_a_bad_row_is_named_with_its_file_line_and_field(case, tmp_path, tokenizers):
+    kind, row, message = BAD_ROWS[case]
+    labels = {"tag": ("O",), "classify": ("neg", "pos")}.get(kind)
+    path = write(tmp_path / "train.jsonl", jsonl([GOOD_ROWS[kind]] * 2 + [row]))
+    data = TaskData.open(spec(str(tmp_path), kind, labels=labels))
+
+    for read in (
+        lambda: data.example("train", 2),
+        lambda: data.store("train", Encoder(tokenizers["bert"], "encoder", 30), tmp_path / "cache"),
+    ):
+        with pytest.raises(DataError, match=f"^{path}:3: {message}"):
+            read()
+
+
+def test_opening_a_task_finds_its_labels_and_reports_all_missing_columns():
+    source = {"train": ROWS, "test": ROWS[:3]}
+
+    assert TaskData.open(spec(source)).spec.labels == ("neg", "pos")
+    with pytest.raises(
+        DataError,
+        match=r"(?s)fields.text: no column 'txt'.*Did you mean 'text'.*fields.label: no column 'lable'",
+    ):
+        TaskData.open(spec(source, fields={"text": "txt", "label": "lable"}))
+    with pytest.raises(DataError, match="no train split to read them from"):
+        TaskData.open(spec({"test": ROWS}))
+    with pytest.raises(DataError, match="no 'validation' split\\. Known: test, train"):
+        TaskData.open(spec(source)).rows("validation")
+    with pytest.raises(DataError, match=r"own/task: own/task test: the test split has no rows"):
+        open_rows(spec({"train": ROWS, "test": []}))

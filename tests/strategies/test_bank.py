@@ -1,0 +1,145 @@
+"""The bank of per-task rows, and the layers that read it."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from mtnlp.strategies._bank import Bank
+from mtnlp.strategies._lora import add_low_rank, draw_down, zeros
+
+
+def bank(tasks, seed=0):
+    made = Bank()
+    made.add("down", (2, 3), draw_down)
+    made.add("up", (2, 4), zeros)
+    made.build(tasks, seed)
+    return made
+
+
+def test_a_row_depends_on_the_seed_and_the_name_of_its_task_only():
+    few, many = bank(["a", "b"]), bank(["z", "b", "y", "a"])
+
+    assert torch.equal(few.rows[[0, 1]], many.rows[[3, 1]])
+    assert not torch.equal(few.rows[0], few.rows[1])
+    assert not torch.equal(few.rows, bank(["a", "b"], seed=1).rows)
+    assert many.rows[:, :6].abs().max() <= 3**-0.5
+    assert not many.rows[:, 6:].any()
+
+
+def test_named_pieces_are_views_of_the_row():
+    made = bank(["a", "b"])
+
+    made.named(1)["up"][1, 2] = 7
+
+    assert made.rows[1].tolist()[6:] == [0, 0, 0, 0, 0, 0, 7, 0]
+    assert made.named(0)["down"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_several_backward_passes_add_up_in_the_leaf(dtype):
+    made = bank(["a", "b", "c"])
+    made.gather([2, 0])
+
+    for scale in (1.0, 2.0):
+        down, up = made.piece(0, dtype), made.piece(1, dtype)
+        (scale * (down[0].sum() + 3 * up[1].sum())).float().backward()
+
+    assert torch.equal(made.leaf.grad, torch.tensor([[3.0] * 6 + [0.0] * 8, [0.0] * 6 + [9.0] * 8]))
+    assert made.position(torch.tensor([0, 2, 2, 1])).tolist() == [1, 0, 0, -1]
+
+
+def test_pieces_looked_at_without_gradients_do_not_cut_off_later_ones():
+    made = bank(["a"])
+    made.gather([0])
+    with torch.no_grad():
+        made.piece(0, torch.float32)
+
+    made.piece(0, torch.float32).sum().backward()
+
+    assert made.leaf.grad.sum() == 6
+
+
+def test_it_knows_when_the_leaf_is_out_of_date():
+    made = bank(["a", "b", "c"])
+    assert not made.holds([0])
+    made.gather([0, 2])
+    assert made.holds([2])
+    assert not made.holds([1])
+
+    made.rows[1].add_(1)  # what the optimizer does
+
+    assert not made.holds([2])
+    with torch.no_grad():
+        made.gather([0])
+    assert not made.holds([0])  # no gradient can flow into this one
+    with torch.no_grad():
+        assert made.holds([0])
+
+
+def test_the_gathered_update_equals_one_sequence_at_a_time():
+    generator = torch.Generator().manual_seed(0)
+    x, y, down, up = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((5, 7, 3), (5, 7, 4), (2, 6, 3), (2, 6, 4))
+    )
+    rows = torch.tensor([0, 1, 1, 0, 1])
+    expected = torch.stack([y[i] + 0.5 * x[i] @ down[rows[i]].T @ up[rows[i]] for i in range(5)])
+
+    torch.testing.assert_close(add_low_rank(y, x, down, up, rows, 0.5), expected)
+    by_token = add_low_rank(y.flatten(0, 1), x.flatten(0, 1), down, up, rows.repeat_interleave(7), 0.5)
+    torch.testing.assert_close(by_token.view_as(y), expected)
+    torch.testing.assert_close(add_low_rank(y[[0, 3]], x[[0, 3]], down, up, None, 0.5), expected[[0, 3]])
+
+
+def test_a_task_alone_is_plain_lora_bit_for_bit():
+    own, plain = tiny.model("lora-per-task", "bert", ["a"]), tiny.model("lora", "bert", ["a"])
+    batch = tiny.batch("encoder", (0, 0, 0, 0))
+    layout = own.strategy.bank.named(0)
+    for name, parameter in plain.shared_parameters().items():
+        parameter.data.normal_(std=0.1)
+        layout[name.removeprefix("net.")].copy_(parameter.data)
+    own.begin([0])
+
+    losses = [model(batch).sums.sum() for model in (own, plain)]
+    for loss in losses:
+        loss.backward()
+
+    assert torch.equal(*losses)
+    start = 0
+    for name in layout:
+        parameter = plain.shared_parameters()[f"net.{name}"]
+        piece = own.strategy.bank.leaf.grad[0, start : start + parameter.numel()]
+        assert torch.equal(piece.view_as(parameter), parameter.grad), name
+        start += parameter.numel()
+
+
+def test_one_task_of_many_in_a_batch_gets_the_same_as_alone_in_the_run():
+    many, alone = (
+        tiny.model("lora-per-task", "bert", ["a", "b", "c"]),
+        tiny.model("lora-per-task", "bert", ["b"]),
+    )
+    for model in (many, alone):
+        tiny.disturb(model)
+    many.begin([0, 1, 2])
+    alone.begin([0])
+
+    both = many(tiny.batch("encoder", (1, 1, 1))), alone(tiny.batch("encoder", (0, 0, 0)))
+    for out in both:
+        out.sums.sum().backward()
+
+    assert torch.equal(both[0].sums, both[1].sums)
+    assert torch.equal(many.strategy.bank.leaf.grad[1], alone.strategy.bank.leaf.grad[0])
+    assert not many.strategy.bank.leaf.grad[[0, 2]].any()
+
+
+def test_gradients_stop_below_the_first_adapted_layer():
+    model = tiny.model("lora-per-task", "bert", ["a", "b"], targets=r"layer\.1\.")
+    seen = []
+    model.backbone.net.encoder.layer[0].register_forward_hook(lambda *args: seen.append(args[2]))
+
+    model.begin([0, 1])
+    model(tiny.batch("encoder", (0, 1)))
+
+    assert not (seen[0][0] if isinstance(seen[0], tuple) else seen[0]).requires_grad
