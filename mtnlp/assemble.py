@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtnlp import balancers, config, samplers, strategies
+from mtnlp import balancers, config, metrics, samplers, strategies
 from mtnlp.config import Recipe
 from mtnlp.errors import DataError, MtnlpError, RecipeError
 from mtnlp.tasks.load import from_mapping, load
@@ -63,11 +63,12 @@ def resolve(source: config.Source, overrides: Iterable[str] = ()) -> Plan:
     recipe, problems = config.read(source, overrides)
     if recipe is None:
         raise RecipeError(config.label(source), problems)
-    problems = list(problems)
-    problems += _imports(recipe)
+    problems = [*problems, *load_imports(recipe)]
     for key, slot, room in _slots(recipe):
         _collect(problems, config.build, key, slot, room)
     specs = _specs(recipe, problems)
+    for spec in specs:
+        _collect(problems, _check_metrics, spec)
     data = [opened for spec in specs if (opened := _collect(problems, _open, spec)) is not None]
     if problems:
         raise RecipeError(config.label(source), problems)
@@ -90,17 +91,16 @@ def _collect(problems: list[str], function: Any, *args: Any) -> Any:
     return None
 
 
-def _imports(recipe: Recipe) -> list[str]:
-    """Load the recipe's own modules and files, so that their methods and tasks have names."""
+def load_imports(recipe: Recipe) -> list[str]:
+    """Load the recipe's own modules and files, so that their methods and tasks have names; what went wrong."""
     problems = []
     for name in recipe.imports:
         path = Path(recipe.base, name)
         try:
             if path.suffix == ".py":
                 spec = importlib.util.spec_from_file_location(f"mtnlp_import_{path.stem}", path)
-                module = importlib.util.module_from_spec(spec)
+                module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
                 spec.loader.exec_module(module)
-                sys.modules[spec.name] = module
             else:
                 importlib.import_module(name)
         except (ImportError, OSError, SyntaxError) as error:
@@ -129,6 +129,15 @@ def _inline(entry: Mapping[str, Any], base: Path, where: str) -> TaskSpec:
         return from_mapping(entry, base=base, where=where)
     except RecipeError as error:
         raise RecipeError(where, [f"{where}.{problem}" for problem in error.problems]) from None
+
+
+def _check_metrics(spec: TaskSpec) -> None:
+    """MtnlpError if a metric of a task does not exist, or scores other kinds of task."""
+    for name in spec.metrics:
+        try:
+            metrics.get(name, spec.kind)
+        except MtnlpError as error:
+            raise MtnlpError(f"{spec.name}: metrics: {error}") from None
 
 
 def _open(spec: TaskSpec) -> TaskData:
@@ -264,6 +273,15 @@ def build_run(plan: Plan, backbone: Backbone, stores: Sequence[TokenStore], enco
                accelerator=accelerator, steps=steps, seed=recipe.seed)
 
 
+def build_accelerator(recipe: Recipe, **options: Any) -> Accelerator:
+    """Device, precision and collectives of this process. Without an accelerator the processes of a launch meet on their
+    CPUs, which Accelerate does only when told to."""
+    import torch
+    from accelerate import Accelerator
+
+    return Accelerator(mixed_precision=precision_of(recipe), cpu=not torch.accelerator.is_available(), **options)
+
+
 def precision_of(recipe: Recipe) -> str:
     """Accelerate's name of the run's precision: "bf16" or "no". auto = bf16 where the hardware multiplies in it."""
     import torch
@@ -276,16 +294,30 @@ def precision_of(recipe: Recipe) -> str:
     return "bf16" if fast() else "no"
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of parameters: of the network with all that was put into it, and of those how many are trained and shared
+    by the tasks; and of those that belong to single tasks (heads, rows of the bank)."""
+
+    network: int
+    shared: int
+    own: int
+
+
+def parameter_counts(model: MultitaskModel) -> Counts:
+    """How large a model is."""
+    bank = model.strategy.bank
+    heads = sum(p.numel() for task in range(len(model.tasks)) for p in model.head_parameters(task).values())
+    return Counts(network=sum(p.numel() for p in model.backbone.net.parameters()),
+                  shared=sum(p.numel() for p in model.shared_parameters().values()),
+                  own=heads + (bank.rows.numel() if bank is not None else 0))
+
+
 def summary(plan: Plan, run: Run) -> str:
     """Two lines on what is about to happen."""
-    model, recipe = run.model, plan.recipe
-    bank = model.strategy.bank
-    shared = sum(p.numel() for p in model.shared_parameters().values())
-    own = sum(p.numel() for task in range(len(run.tasks)) for p in model.head_parameters(task).values())
-    own += bank.rows.numel() if bank is not None else 0
-    network = sum(p.numel() for p in model.backbone.net.parameters())
-    return (f"{recipe.name}: {len(run.tasks)} tasks on {recipe.model.backbone} ({model.backbone.family}, "
-            f"{network / 1e6:.1f} M parameters) with {recipe.model.strategy.name}; trained: {shared:,} shared, "
-            f"{own:,} of single tasks.\n{run.steps:,} steps of {recipe.train.examples_per_step} examples, "
-            f"{run.accelerator.num_processes} x {run.accelerator.device.type}, precision "
-            f"{'fp32' if run.accelerator.mixed_precision == 'no' else run.accelerator.mixed_precision}.")
+    recipe, counts, acc = plan.recipe, parameter_counts(run.model), run.accelerator
+    precision = "fp32" if acc.mixed_precision == "no" else acc.mixed_precision
+    return (f"{recipe.name}: {len(run.tasks)} tasks on {recipe.model.backbone} ({run.model.backbone.family}, "
+            f"{counts.network / 1e6:.1f} M parameters) with {recipe.model.strategy.name}; trained: {counts.shared:,} "
+            f"shared, {counts.own:,} of single tasks.\n{run.steps:,} steps of {recipe.train.examples_per_step} examples, "
+            f"{acc.num_processes} x {acc.device.type}, precision {precision}.")

@@ -138,7 +138,8 @@ class EvalSection(Section):
 
     every: steps between evaluations, None = only at the end. rows: at most so many per task while training.
     split: which one. keep: the checkpoint with the best aggregate, or the last. patience: evaluations without
-    a better aggregate before training stops, None = never. final_split: scored at the end, None = not.
+    a better aggregate before training stops, None = never. final_split: scored at the end, on all rows; None =
+    the same as `split`.
     """
 
     every: int | None = Field(None, ge=1)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class Balancer(nn.Module, ABC):
     """Loss balancers override `weigh`; gradient balancers set `needs_gram` and override `weights`.
 
-    Options come in `__init__` (keyword-only, what YAML can say); the tasks come in `setup`. Whatever must survive a
-    resume is a parameter, a buffer, or `get_extra_state`.
+    Options come in `__init__` (keyword-only, what YAML can say); the tasks come in `setup`. Whatever must
+    survive a resume is a parameter, a buffer, or the tensor that `get_extra_state` returns.
     """
 
     needs_gram = False
@@ -24,8 +24,9 @@ class Balancer(nn.Module, ABC):
     def weigh(self, tasks: Sequence[int], losses: Tensor, share: Tensor) -> Tensor:
         """One micro-batch's part of the loss to differentiate.
 
-        The micro-batches of a step (over all ranks) add up: the sum of `losses` over them is each task's mean loss
-        and the sum of `share` is 1 for each live task. So whatever is linear in both is independent of the cut.
+        The micro-batches of a step (over all ranks) add up: the sum of `losses` over them is each task's mean
+        loss and the sum of `share` is 1 for each live task. So whatever is linear in both is independent of
+        the cut.
 
         Args:
             tasks: (U,) task indices in this micro-batch.

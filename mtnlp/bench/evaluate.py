@@ -51,13 +51,13 @@ class Report:
 
     def print(self, console: Any = None) -> None:
         """The table on a rich console."""
+        from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(title=self.about.get("title"), title_justify="left")
-        for name, justify in [("task", "left"), ("kind", "left"), ("split", "left"), ("rows", "right"),
-                              ("metric", "left"), ("baseline", "right"), ("score", "right")]:
-            table.add_column(name, justify=justify, no_wrap=name in ("task", "score", "baseline", "metric"))
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for name in ("task", "kind", "split", "rows", "metric", "baseline", "score"):
+            table.add_column(name, justify="right" if name in ("rows", "baseline", "score") else "left", no_wrap=True)
         for score in self.scores:
             for i, (metric, value) in enumerate(score.values.items()):
                 head = (score.task, score.kind, score.split, f"{score.n:,}") if i == 0 else ("", "", "", "")

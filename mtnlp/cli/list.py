@@ -66,10 +66,13 @@ def _heading(path: Path) -> str:
 def _metrics() -> list[dict[str, Any]]:
     from mtnlp import metrics
 
-    found = [metrics.get(name) for name in metrics.names()]
-    better = {True: "higher is better", False: "lower is better"}
-    return [
-        {"name": metric.name, "greater_is_better": metric.greater_is_better, "kinds": [*metric.kinds],
-         "about": f"{better[metric.greater_is_better]:<16}  {', '.join(metric.kinds)}"}
-        for metric in found
-    ]  # fmt: skip
+    from mtnlp.tasks.spec import KINDS
+
+    rows = []
+    for name in metrics.names():
+        kinds = [kind for kind in KINDS if name in metrics.names(kind)]  # of all metrics of that name
+        more = metrics.get(name).greater_is_better
+        better = "higher is better" if more else "lower is better"
+        about = f"{better:<16}  {', '.join(kinds)}"
+        rows.append({"name": name, "greater_is_better": more, "kinds": kinds, "about": about})
+    return rows

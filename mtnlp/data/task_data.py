@@ -1,9 +1,10 @@
-"""One task with its rows open: labels known, rows as examples, splits as token stores."""
+"""One task with its rows open: labels and scales known, rows as examples, splits as token stores."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, pstdev
 
 from mtnlp.data.encode import Encoder
 from mtnlp.data.sources import Rows, open_rows, read_example
@@ -12,12 +13,14 @@ from mtnlp.errors import DataError, did_you_mean
 from mtnlp.tasks.examples import check_columns, read_labels
 from mtnlp.tasks.spec import Example, TaskSpec
 
+SEEN = 20_000  # train rows that the scale of scores is read from
+
 
 class TaskData:
     """A task and its splits.
 
     Args:
-        spec: with labels resolved, if its kind has labels.
+        spec: with labels resolved if its kind has labels, and the scale of scores if it is regress.
         rows: split -> rows.
     """
 
@@ -38,7 +41,9 @@ class TaskData:
                 "\n".join([f"{spec.name}: {first.path}:", *(f"  {problem}" for problem in problems)])
             )
         if spec.parts.labelled and spec.labels is None:
-            spec = spec.replace(labels=_labels(spec, rows))
+            # From all rows: those that a limit leaves out may hold labels that another split has.
+            every = rows if spec.limit is None else open_rows(spec.replace(limit=None))
+            spec = spec.replace(labels=_labels(spec, every))
         return cls(spec, rows)
 
     @property
@@ -78,6 +83,18 @@ class TaskData:
             shots=shots,
             needs_target=needs_target,
         )
+
+
+def _scale(spec: TaskSpec, rows: Mapping[str, Rows]) -> tuple[float, float] | None:
+    """Middle and half width of the range, else mean and standard deviation of (at most SEEN) train scores."""
+    if spec.score_range is not None:
+        low, high = spec.score_range
+        return (low + high) / 2, (high - low) / 2
+    if "train" not in rows:
+        return None
+    train = rows["train"]
+    scores = [read_example(spec, train, i).target for i in range(min(SEEN, len(train)))]
+    return fmean(scores), pstdev(scores) or 1.0
 
 
 def _labels(spec: TaskSpec, rows: Mapping[str, Rows]) -> tuple[str, ...]:

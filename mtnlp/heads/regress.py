@@ -1,8 +1,7 @@
-"""A number per text: squared error, in units of the task's score range.
+"""A number per text: squared error, in units of the task's own scale (TaskSpec.score_scale).
 
-A range (low, high) is mapped to -1..1, so that a fresh head starts in its middle and every regression loss
-has a size like that of the other kinds, whatever the unit of the scores. Without a range the scores are
-learned as they are.
+Centre and spread are mapped to 0 and 1, so that a fresh head starts in the middle and every regression loss has a size
+like that of the other kinds, whatever the unit of the scores.
 
 Shapes: S sequences = N examples, L length, D width.
 """
@@ -26,8 +25,7 @@ class Regress(Head):
 
     def __init__(self, width: int, spec: TaskSpec, *, pooling: str = "mean", dropout: float = 0.1) -> None:
         super().__init__(width, spec, pooling=pooling, dropout=dropout)
-        low, high = spec.score_range or (-1.0, 1.0)
-        self.centre, self.scale = (low + high) / 2, (high - low) / 2
+        self.centre, self.scale = spec.score_scale or (0.0, 1.0)
         self.out = linear(width, 1)
 
     def loss(self, hidden_SLD: Tensor, mask_SL: Tensor, part: TaskSlice) -> Tensor:

@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,22 +25,25 @@ ALIASES = ("minilm", "minilm" + SEQ2SEQ)
 
 
 def load(
-    name: str, *, revision: str | None, family: str, attention: str, trust_remote_code: bool
+    name: str, *, revision: str | None, family: str, attention: str, trust_remote_code: bool, weights: bool = True
 ) -> Backbone:
-    """See Backbone.load."""
+    """See Backbone.load and, for weights=False, Backbone.outline."""
     if family not in ("auto", *FAMILIES):
         raise MtnlpError(f"model.family={family!r} must be auto, {', '.join(FAMILIES)}.")
     place = _place(name)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with _quiet():
+    device = nullcontext() if weights else torch.device("meta")
+    with _quiet(), device:
         config, tokenizer = _described(name, place, options)
         if name in ALIASES and name.endswith(SEQ2SEQ):
             _allow(name, family, "encoder-decoder")
-            net, fresh = _warm_started(place, config, tokenizer, _attention(attention), options, name)
+            net, fresh = _warm_started(
+                place, config, tokenizer, _attention(attention), options, name, weights=weights
+            )
             family = "encoder-decoder"
         else:
             family = _family(name, config) if family == "auto" else family
-            net = _weights(name, place, config, family, _attention(attention), options)
+            net = _network(name, place, config, family, _attention(attention), options, weights=weights)
             fresh = frozenset()
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -122,13 +125,15 @@ def _attention(attention: str) -> str | None:
     return "eager" if not torch.accelerator.is_available() else None
 
 
-def _weights(
+def _network(
     name: str,
     place: str,
     config: PretrainedConfig,
     family: str,
     attention: str | None,
     options: dict[str, Any],
+    *,
+    weights: bool,
 ) -> PreTrainedModel:
     """The network of `family`; MtnlpError where the checkpoint lacks weights that the family needs."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -137,6 +142,9 @@ def _weights(
         family
     ]
     extra = {"add_pooling_layer": False} if family == "encoder" and _has_pooler(config) else {}
+    if not weights:
+        trusted = {"trust_remote_code": options["trust_remote_code"]}
+        return kind.from_config(config, attn_implementation=attention, **extra, **trusted)
     try:
         net, info = kind.from_pretrained(
             place,
@@ -175,6 +183,8 @@ def _warm_started(
     attention: str | None,
     options: dict[str, Any],
     name: str,
+    *,
+    weights: bool,
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """An encoder-decoder both halves of which start from one encoder.
 
@@ -186,7 +196,7 @@ def _warm_started(
     """
     from transformers import AutoModelForCausalLM, EncoderDecoderConfig, EncoderDecoderModel
 
-    encoder = _weights(name, place, config, "encoder", attention, options)
+    encoder = _network(name, place, config, "encoder", attention, options, weights=weights)
     half = type(config).from_dict({**config.to_dict(), "is_decoder": True, "add_cross_attention": True})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

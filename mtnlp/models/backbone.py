@@ -80,6 +80,16 @@ class Backbone(nn.Module):
             name, revision=revision, family=family, attention=attention, trust_remote_code=trust_remote_code
         )
 
+    @classmethod
+    def outline(
+        cls, name: str, *, revision: str | None = None, family: str = "auto", trust_remote_code: bool = False
+    ) -> Backbone:
+        """The same without weights, which are neither read nor downloaded: sizes, names and tokenizer only."""
+        from mtnlp.models import _load
+
+        return _load.load(name, revision=revision, family=family, attention="auto",
+                          trust_remote_code=trust_remote_code, weights=False)
+
     @property
     def described(self) -> str:
         """How messages call it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mtnlp.data.encode import Encoder
     from mtnlp.data.store import TokenStore
     from mtnlp.data.task_data import TaskData
+    from mtnlp.models.multitask import MultitaskModel
 
 PROMPTS = 3  # shown
 REPEATS = 10.0  # epochs over a task's rows from which on it is worth a warning
@@ -59,30 +60,31 @@ class CheckReport:
     def print(self, console: Console | None = None) -> None:
         """Tables on a rich console."""
         from rich.console import Console
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
         console = console or Console(highlight=False)
         recipe = self.recipe
         console.print(f"{recipe.name}: {len(self.tasks)} tasks on {recipe.model.backbone} ({self.family}) with "
                       f"{recipe.model.strategy.name}, {self.steps:,} steps of {recipe.train.examples_per_step} examples",
-                      markup=False)
-        table = Table()
-        for name in ("task", "kind", "train", "valid.", "test", "labels", "tokens", "longest", "cut", "epochs"):
-            table.add_column(name, justify="left" if name in ("task", "kind") else "right", no_wrap=name == "task")
+                      markup=False, soft_wrap=True)
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for name in ("task", "kind", "train", "valid", "test", "labels", "tokens", "most", "cut", "epochs"):
+            table.add_column(name, justify="left" if name in ("task", "kind") else "right", no_wrap=True)
         for task in self.tasks:
             sizes = [f"{task.rows[name]:,}" if name in task.rows else "-" for name in ("train", "validation", "test")]
             table.add_row(task.name, task.kind, *sizes, str(task.labels or "-"), f"{task.tokens_mean:.0f}",
                           str(task.tokens_most), f"{task.truncated:.1%}", f"{task.epochs:.1f}")
         console.print(table)
         parts = ", ".join(f"{name} {size:.2f}" for name, size in self.memory.items())
-        console.print(f"Memory, roughly: {sum(self.memory.values()):.1f} GiB ({parts})", markup=False)
+        console.print(f"Memory, roughly: {sum(self.memory.values()):.1f} GiB ({parts})", markup=False, soft_wrap=True)
         for task, prompt, target in self.prompts:
             console.rule(f"{task}: what the model reads, and what it should answer", align="left")
-            console.print(prompt, markup=False)
-            console.print(f"=> {target}", markup=False)
+            console.print(prompt, markup=False, soft_wrap=True)
+            console.print(f"=> {target}", markup=False, soft_wrap=True)
         for task in self.tasks:
             for warning in task.warnings:
-                console.print(f"warning: {task.name}: {warning}", markup=False)
+                console.print(f"warning: {task.name}: {warning}", markup=False, soft_wrap=True)
 
 
 def check(source: config.Source, overrides: Iterable[str] = (), *, trust_remote_code: bool = False) -> CheckReport:
@@ -97,8 +99,8 @@ def check(source: config.Source, overrides: Iterable[str] = (), *, trust_remote_
     recipe = plan.recipe
     outline = Backbone.outline(recipe.model.backbone, revision=recipe.model.revision, family=recipe.model.family,
                                trust_remote_code=trust_remote_code)
-    assemble.check_family(outline.family, plan.specs, recipe)
     assemble.check_length(recipe, outline.max_length)
+    model = assemble.build_model(recipe, plan.specs, outline)
     encoder = assemble.encoder_for(recipe, outline.tokenizer, outline.family)
     splits, problems = _all_stores(plan, encoder)
     if problems:
@@ -109,7 +111,7 @@ def check(source: config.Source, overrides: Iterable[str] = (), *, trust_remote_
                   seed=recipe.seed)
     epochs = quota.drawn(steps) / np.array(sizes)
     tasks = tuple(_task(data, stores, float(seen)) for data, stores, seen in zip(plan.data, splits, epochs, strict=True))
-    return CheckReport(recipe, outline.family, steps, tasks, _memory(plan, outline, encoder), tuple(_prompts(plan, encoder)))
+    return CheckReport(recipe, outline.family, steps, tasks, _memory(recipe, model), tuple(_prompts(plan, encoder)))
 
 
 def _all_stores(plan: Plan, encoder: Encoder) -> tuple[list[dict[str, TokenStore]], list[str]]:
@@ -193,10 +195,11 @@ def _answer(data: TaskData, example: Example) -> str:
     return " ".join(labels[i] for i in target) if isinstance(target, tuple) else labels[target]
 
 
-def _memory(plan: Plan, outline: Any, encoder: Encoder) -> dict[str, float]:
-    """GiB of weights, of what training adds to them, and of activations of one micro-batch in float32."""
-    gib, train = 2**30, plan.recipe.train
-    trained = outline.parameters if plan.recipe.model.strategy.name == "full" else 0
-    tokens = max(train.max_tokens, encoder.max_length)
-    return {"weights": 4 * outline.parameters / gib, "gradients and moments": 12 * trained / gib,
-            "activations": 4 * ACTIVATIONS * outline.layers * outline.width * tokens / gib}
+def _memory(recipe: config.Recipe, model: MultitaskModel) -> dict[str, float]:
+    """GiB of weights, of what training adds to them, and of the activations of one micro-batch, all in float32."""
+    counts = assemble.parameter_counts(model)
+    tokens = max(recipe.train.max_tokens, recipe.model.max_length)
+    backbone = model.backbone
+    values = {"weights": counts.network + counts.own, "gradients and moments": 3 * (counts.shared + counts.own),
+              "activations": ACTIVATIONS * len(backbone.blocks()) * backbone.width * tokens}
+    return {name: 4 * value / 2**30 for name, value in values.items()}

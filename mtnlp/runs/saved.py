@@ -11,7 +11,7 @@ from mtnlp import assemble
 from mtnlp.bench.evaluate import Report, evaluate
 from mtnlp.bench.predict import Predictor, Questions
 from mtnlp.config import Recipe
-from mtnlp.errors import DataError, MtnlpError, did_you_mean
+from mtnlp.errors import DataError, MtnlpError, RecipeError, did_you_mean
 from mtnlp.runs.folder import RunFolder
 from mtnlp.runs.session import questions_of, shots_of, train_targets
 from mtnlp.tasks.examples import example
@@ -82,8 +82,6 @@ def load(run: Path | str, *, trust_remote_code: bool = False) -> Model:
     Raises:
         MtnlpError: no run folder, an unfinished or damaged one.
     """
-    from accelerate import Accelerator
-
     from mtnlp.train.checkpoint import read_table
 
     folder = RunFolder(Path(run))
@@ -91,7 +89,9 @@ def load(run: Path | str, *, trust_remote_code: bool = False) -> Model:
     if not folder.weights.exists():
         raise MtnlpError(f"{folder.path} holds no {folder.weights.name}: its training has not finished. Go on with "
                          f"`mtnlp finetune {folder.recipe} --out {folder.path} --resume`.")
-    accelerator = Accelerator(mixed_precision=assemble.precision_of(recipe))
+    if problems := assemble.load_imports(recipe):
+        raise RecipeError(folder.recipe, problems)
+    accelerator = assemble.build_accelerator(recipe)
     backbone = assemble.build_backbone(recipe, trust_remote_code=trust_remote_code)
     encoder = assemble.encoder_for(recipe, backbone.tokenizer, backbone.family)
     model = assemble.build_model(recipe, specs, backbone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -57,22 +58,20 @@ def finetune(source: config.Source, overrides: Iterable[str] = (), *, out: Path 
     judge = _Judge(plan, run, encoder)
     _train(plan, run, folder, judge, say)
     report = judge.final(seconds=time.perf_counter() - started)
+    _export(run, folder)
     if accelerator.is_main_process:
         report.save(folder.results)
-        _export(run, folder)
     say(report)
     say(_next_steps(folder, plan))
     return report
 
 
 def _accelerator(plan: Plan, folder: RunFolder) -> Any:
-    from accelerate import Accelerator
-
     trackers = list(plan.recipe.track)
-    if trackers:
-        _require_trackers(trackers)
-    return Accelerator(mixed_precision=assemble.precision_of(plan.recipe), log_with=trackers or None,
-                       project_dir=str(folder.path) if trackers else None)
+    if not trackers:
+        return assemble.build_accelerator(plan.recipe)
+    _require_trackers(trackers)
+    return assemble.build_accelerator(plan.recipe, log_with=trackers, project_dir=str(folder.path))
 
 
 def _require_trackers(trackers: list[str]) -> None:
@@ -159,13 +158,14 @@ def _train(plan: Plan, run: Run, folder: RunFolder, judge: _Judge, say: Callable
     settings, acc = plan.recipe.eval, run.accelerator
     writer = callbacks.MetricsWriter(folder.metrics, step=run.step, enabled=acc.is_main_process)
     progress = callbacks.Progress(run.steps, done=run.step, enabled=acc.is_main_process)
-    best = folder.weights if settings.keep == "best" else None
+    judged = any(_split(data, settings.split) for data in plan.data)
+    best = folder.weights if settings.keep == "best" and judged else None
     scored = callbacks.Evaluate(run, judge.scores, best=best, patience=settings.patience, writer=writer)
     save = callbacks.Save(run, folder.checkpoints)
     tracker = [callbacks.Tracker(acc)] if plan.recipe.track else []
     if tracker:
         acc.init_trackers(plan.recipe.name)
-    todo = [writer, progress, *tracker, callbacks.Every(settings.every, scored, last=run.steps),
+    todo = [writer, progress, *tracker, *([callbacks.Every(settings.every, scored, last=run.steps)] if judged else []),
             callbacks.Every(plan.recipe.train.checkpoint_every or settings.every, save, last=run.steps)]
     try:
         with _stopping(run):
@@ -180,8 +180,8 @@ def _train(plan: Plan, run: Run, folder: RunFolder, judge: _Judge, say: Callable
         raise KeyboardInterrupt
     if run.stopped:
         say(f"Stopped early: {run.stopped}.")
-    if settings.keep == "best":
-        checkpoint.load_weights(run, checkpoint.read_table(folder.weights))
+    if best:
+        checkpoint.load_weights(run, checkpoint.read_table(best))
     else:
         checkpoint.save_weights(run, folder.weights)
 
@@ -210,20 +210,22 @@ def _stopping(run: Run) -> Iterator[None]:
 
 
 def _export(run: Run, folder: RunFolder) -> None:
-    """Adapters in peft's format, where peft can express the strategy."""
-    import json
-
+    """Adapters in peft's format, where peft can express the strategy; all ranks must come here."""
     from safetensors.torch import save_file
+
+    from mtnlp.train.grads import whole
 
     for task in run.tasks:
         exported = run.model.strategy.export(task)
         if exported is None:
             return
         settings, tensors = exported
-        place = folder.adapters / task.replace("/", "--")
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-        save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
+        tensors = {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
+        if run.accelerator.is_main_process:
+            place = folder.adapters / task.replace("/", "--")
+            place.mkdir(parents=True, exist_ok=True)
+            (place / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+            save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _next_steps(folder: RunFolder, plan: Plan) -> str:

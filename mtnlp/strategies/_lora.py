@@ -130,12 +130,17 @@ def add_low_rank(y: Tensor, x: Tensor, down: Tensor, up: Tensor, rows: Tensor | 
         down: (U, R, I); up: (U, R, O); rows: (S,) int64, None = row 0 for all (then two plain matmuls).
     """
     if rows is None:
-        low = F.linear(x, down[0])
+        return add_up(y, F.linear(x, down[0]), up, None, scale)
+    x = x.reshape(len(rows), -1, x.shape[-1])
+    return add_up(y, torch.bmm(x, down.index_select(0, rows).transpose(1, 2)), up, rows, scale)
+
+
+def add_up(y: Tensor, low: Tensor, up: Tensor, rows: Tensor | None, scale: float) -> Tensor:
+    """y + scale * low up[t]; the second half of `add_low_rank`, with low (S, ..., R)."""
+    if rows is None:
         return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), up[0], alpha=scale).view(y.shape)
-    batched = (len(rows), -1)
-    low = torch.bmm(x.reshape(*batched, x.shape[-1]), down.index_select(0, rows).transpose(1, 2))
-    flat = y.reshape(*batched, y.shape[-1])
-    return torch.baddbmm(flat, low, up.index_select(0, rows), alpha=scale).view(y.shape)
+    y_SLO, low_SLR = (tensor.reshape(len(rows), -1, tensor.shape[-1]) for tensor in (y, low))
+    return torch.baddbmm(y_SLO, low_SLR, up.index_select(0, rows), alpha=scale).view(y.shape)
 
 
 def draw_down(tensor: Tensor, generator: torch.Generator) -> None:

@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtnlp import strategies
 from mtnlp.strategies._bank import Bank, generator_for
 from mtnlp.strategies._lora import (
     BankLayer,
-    add_low_rank,
+    add_up,
     check_lora,
     draw_down,
     features,
@@ -85,11 +86,8 @@ class MtlLinear(BankLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(dtype := compute_dtype(x))
-        up_URO = self._ups().to(dtype)
-        down_1RI = self.down.to(dtype)[None]
-        rows = self.rows(x)
-        down = down_1RI if rows is None else down_1RI.expand(len(up_URO), -1, -1)
-        return add_low_rank(self.base(x), self.dropout(x), down, up_URO, rows, self.scale)
+        low = F.linear(self.dropout(x), self.down.to(dtype))
+        return add_up(self.base(x), low, self._ups().to(dtype), self.rows(x), self.scale)
 
     def _ups(self) -> Tensor:
         """(U, R, O) the task's whole way up, B_mixed Lambda, in float32 (R and K are small)."""

@@ -131,9 +131,9 @@ def _lookup(row: Mapping[str, Any], name: str, source: str) -> Any:
 
 
 def _multi_hot(values: Sequence[Any]) -> list[int]:
-    if odd := [value for value in values if value not in (0, 1)]:
+    if odd := [value for value in values if value not in (0, 1, "0", "1")]:
         raise DataError(f"labels: a column per label must hold 0 or 1, found {odd[0]!r}.")
-    return [i for i, value in enumerate(values) if value]
+    return [i for i, value in enumerate(values) if int(value)]
 
 
 def _hidden(value: Any) -> bool:

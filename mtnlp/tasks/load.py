@@ -236,6 +236,13 @@ def _range(value: Any) -> tuple[float, float]:
     return float(value[0]), float(value[1])
 
 
+def _scale(value: Any) -> tuple[float, float]:
+    numbers = isinstance(value, list | tuple) and [float(v) for v in value if isinstance(v, int | float)]
+    if not numbers or len(numbers) != 2 or len(value) != 2 or numbers[1] <= 0:
+        raise MtnlpError(f"expected [centre, spread] with a spread above 0, found {value!r}.")
+    return numbers[0], numbers[1]
+
+
 _text = _is("a text", lambda value: isinstance(value, str | int | float) and not isinstance(value, bool), str)
 _mapping = _is("a mapping", lambda value: isinstance(value, Mapping), dict)
 _CHECKS: dict[str, Callable[[Any], Any]] = {
@@ -258,6 +265,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     ),
     "metrics": lambda value: _words([value] if isinstance(value, str) else value),
     "score_range": _range,
+    "score_scale": _scale,
     "limit": _is("a whole number above 0", lambda value: type(value) is int and value > 0),
     "shots": _is("a whole number, 0 or more", lambda value: type(value) is int and value >= 0),
     "floor": _mapping,

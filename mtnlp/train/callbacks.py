@@ -1,7 +1,8 @@
 """What is done between steps: callbacks see the StepRecord of every step, in the order of their list.
 
 The aggregate that "best" and "early" go by is the arithmetic mean, over the tasks, of each task's main score
-(the first metric of its TaskSpec); scores where less is better enter with the opposite sign.
+(the first metric of its TaskSpec). Whoever scores sees to it that more is better: mtnlp.bench.evaluate turns
+an error e into 1 / (1 + e).
 
 Whatever must survive a resume stands in `run.memory`, which checkpoints hold; so put Save behind Evaluate.
 """

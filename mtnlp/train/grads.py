@@ -53,12 +53,12 @@ def _shard(model: MultitaskModel, accelerator: Accelerator) -> None:
     if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
         raise MtnlpError("Sharded weights stay on the device here. Drop --fsdp_offload_params.")
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    options = {"mesh": mesh, "reshard_after_forward": plugin.reshard_after_forward}
     for _, block in model.backbone.blocks():
-        fully_shard(block, **options)
-    # Ranks see different tasks, so heads must not take part in the root's collectives.
+        fully_shard(block, mesh=mesh, reshard_after_forward=plugin.reshard_after_forward)
+    # Ranks see different tasks, so heads must not take part in the root's collectives. What stands around the
+    # blocks stays in one piece until its backward: the FSDP of torch 2.11 finds no tensors in Output.
     heads = {p for task in range(len(model.tasks)) for p in model.head_parameters(task).values()}
-    fully_shard(model, **options, ignored_params=heads)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=heads)
     for method in ("predict", "option_scores", "generate"):
         register_fsdp_forward_method(model, method)  # they need whole weights too
     for module in model.modules():

@@ -169,8 +169,8 @@ def _accumulate(run: Run, plan: StepPlan, task_grads: TaskGrads | None) -> Tenso
 
 
 def _micro_batches(run: Run, plan: StepPlan) -> Iterator[tuple[int, Batch, float]]:
-    """This rank's micro-batches, each with its task (meaningful only when it holds one) and its weight: 1, or 0
-    for those that only keep sharded ranks in step."""
+    """This rank's micro-batches, each with its task (if it holds only one) and its weight: 1, or 0 for those
+    that only keep sharded ranks in step."""
     acc, one_task = run.accelerator, run.balancer.needs_gram
 
     def cut(rank: int) -> list[Batch]:

@@ -86,9 +86,9 @@ def test_uncertainty_equals_the_card():
     best = balancer.weigh([1], loss, ONES)
     best.backward()
 
-    assert float(at_zero) == pytest.approx(1.0)
+    assert at_zero.item() == pytest.approx(1.0)
     assert float(gradient) == pytest.approx(0.5 * (1 - 2))
-    assert float(best) == pytest.approx(0.8466, abs=1e-4)
+    assert best.item() == pytest.approx(0.8466, abs=1e-4)
     assert float(s.grad) == pytest.approx(0.0, abs=1e-6)
     assert balancer.log_variances[0].grad is None  # an absent task stays where it is
 
@@ -101,7 +101,7 @@ def test_uncertainty_holds_its_variances_in_bounds():
 
     balancer.observe({0: 0.0})
 
-    assert [float(s) for s in balancer.log_variances] == [-5.0, 0.0, -7.0]
+    assert [s.item() for s in balancer.log_variances] == [-5.0, 0.0, -7.0]
 
 
 def test_fixed_multiplies_and_counts_unnamed_tasks_once():

@@ -316,3 +316,13 @@ def test_opening_a_task_finds_its_labels_and_reports_all_missing_columns():
         TaskData.open(spec(source)).rows("validation")
     with pytest.raises(DataError, match=r"own/task: own/task test: the test split has no rows"):
         open_rows(spec({"train": ROWS, "test": []}))
+
+
+def test_a_limit_takes_rows_away_but_no_labels():
+    rows = [{"text": str(i), "label": f"label {i:02}"} for i in range(30)]
+
+    data = TaskData.open(spec({"train": rows, "test": rows}, limit=3))
+
+    assert len(data.spec.labels) == 30
+    assert [len(data.rows(split)) for split in data.splits] == [3, 3]
+    assert all(data.example("test", i).target is not None for i in range(3))

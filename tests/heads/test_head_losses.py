@@ -66,8 +66,8 @@ def test_multilabel_is_mean_binary_cross_entropy(hidden, mask):
     assert values == [tuple(row.nonzero().flatten().tolist()) for row in p > 0.5]
 
 
-def test_regress_is_squared_error_in_units_of_half_the_range(hidden, mask):
-    plain, ranged = make("regress"), make("regress", score_range=(0.0, 5.0))
+def test_regress_is_squared_error_in_units_of_the_scale(hidden, mask):
+    plain, ranged = make("regress"), make("regress", score_scale=(2.5, 2.5))
     target = torch.tensor([0.0, 5.0, 2.5, 1.0, 3.0, 4.0])
 
     free, losses = plain.loss(hidden, mask, part(target)), ranged.loss(hidden, mask, part(target))

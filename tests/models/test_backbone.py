@@ -176,6 +176,12 @@ def test_minilm_seq2seq_learns_to_write_and_loads_the_same_twice():
         is backbone.net.decoder.get_input_embeddings().weight
     )
     assert all("crossattention" in name or ".cls." in name for name in backbone.fresh)
+    encoder, decoder = dict(backbone.net.encoder.named_parameters()), backbone.net.decoder.bert
+    inherited = [
+        name for name, p in decoder.named_parameters() if torch.equal(p, encoder.get(name, p.new_empty(0)))
+    ]
+    assert len(inherited) == len(encoder)
+    assert backbone.fresh.isdisjoint(f"decoder.bert.{name}" for name in inherited)
     tokenizer = backbone.tokenizer
     prompts, targets = ["name of the capital of france", "colour of the sky"], ["paris", "bright blue"]
     inputs = tokenizer(prompts, padding=True, return_tensors="pt")
