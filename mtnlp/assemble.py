@@ -278,7 +278,9 @@ def build_accelerator(recipe: Recipe, **options: Any) -> Accelerator:
     CPUs, which Accelerate does only when told to."""
     import torch
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
     return Accelerator(mixed_precision=precision_of(recipe), cpu=not torch.accelerator.is_available(), **options)
 
 

@@ -1,4 +1,5 @@
-"""Documentation that runs: Python blocks are executed, command lines parsed, YAML blocks validated."""
+"""Documentation that runs: Python blocks are executed, command lines parsed, YAML blocks validated, links
+followed. That the tables agree with the code, test_reference.py says."""
 
 import re
 import shlex
@@ -8,9 +9,10 @@ import pytest
 from typer.main import get_command
 
 import mtnlp
-from mtnlp import config, strict_yaml
+from mtnlp import balancers, config, samplers, strategies, strict_yaml
+from mtnlp.cli.list import ROOMS
 from mtnlp.cli.main import app
-from mtnlp.tasks.load import from_mapping
+from mtnlp.tasks.load import from_mapping, load
 
 ROOT = Path(mtnlp.__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT) for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -36,6 +38,17 @@ def commands(page: Path) -> list[list[str]]:
     return found
 
 
+def valid(source, overrides=()) -> config.Recipe:
+    """The recipe, with keys and options that exist; methods that it imports itself are left alone."""
+    recipe, problems = config.read(source, overrides)
+    assert problems == []
+    slots = {"model.strategy": (recipe.model.strategy, strategies), "sampler": (recipe.sampler, samplers)}
+    for key, (slot, room) in {**slots, "balancer": (recipe.balancer, balancers)}.items():
+        if not recipe.imports:
+            config.build(key, slot, room)
+    return recipe
+
+
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_python_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -51,34 +64,43 @@ def test_command_lines_are_valid(page, args):
     command, *rest = args
     context = get_command(app).commands[command].make_context(command, rest)
 
-    recipe = context.params.get("recipe", "")
-    assert not recipe.startswith("recipes/") or (ROOT / recipe).exists()
-    if recipe.startswith("recipes/"):
-        assert config.read(ROOT / recipe, context.params["overrides"] or ())[1] == []
+    if recipe := context.params.get("recipe"):
+        valid(ROOT / recipe if "/" in recipe else recipe, context.params["overrides"] or ())
     if command == "list":
-        assert context.params["room"] in (
-            "tasks",
-            "strategies",
-            "samplers",
-            "balancers",
-            "heads",
-            "recipes",
-            "metrics",
-        )
+        assert context.params["room"] in ROOMS
+    if command == "show":
+        assert load(context.params["name"], ROOT)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_recipes_and_tasks_in_yaml_blocks_are_valid(page, tmp_path):
     for body in blocks(page, "yaml"):
         data = strict_yaml.load(body, page)
-        if "tasks" in data:
-            recipe, problems = config.read(data)
-            assert problems == []
-            entries = [entry for entry in recipe.tasks if isinstance(entry, dict)]
+        if "kind" in data:
+            entries = [data]
         else:
-            entries = [data] if "kind" in data else []
+            entries = [entry for entry in valid(data).tasks if isinstance(entry, dict)]
         for entry in entries:
             assert from_mapping(entry, base=tmp_path, where=str(page)).name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text("utf-8")
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", text):
+        there = (ROOT / page).parent / target if target else ROOT / page
+
+        assert there.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", there.read_text("utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+def test_the_first_page_of_the_docs_leads_to_all_others():
+    first = (ROOT / "docs" / "index.md").read_text("utf-8")
+    others = {path.name for path in (ROOT / "docs").rglob("*.md")} - {"index.md"}
+
+    assert others <= set(re.findall(r"\]\(([\w-]+\.md)\)", first))
 
 
 def test_the_readme_starts_with_the_two_commands():

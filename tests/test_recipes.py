@@ -1,21 +1,18 @@
 """Every shipped recipe, end to end: two steps, a run folder, and answers from what it holds.
 
-Nothing is left out but size: backbones are tiny random networks of the same family (all but `minilm`, where it
-is installed), hub tasks are a few rows of the same columns (hub_rows.py), other tasks keep some of their rows. A
-new recipe is tested unasked.
+Nothing is left out but size: backbones are tiny random networks of the same family (all but `minilm`, where
+it is installed), hub tasks are a few rows of the same columns (hub_rows.py), other tasks keep some of their
+rows. A new recipe is tested unasked.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import json
-from pathlib import Path
 
 import pytest
-import torch
-import transformers as tr
 from hub_rows import ROWS
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tiny_hub import stand_in
 
 import mtnlp
 from mtnlp import config
@@ -25,37 +22,6 @@ from mtnlp.tasks.load import from_mapping, load
 from mtnlp.tasks.spec import TaskSpec
 
 STEPS, LIMIT = 2, 24
-WIDTH, VOCABULARY = 32, 320
-SIZE = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-# Backbones by a part of their name: the network, and what the tokenizer puts around a text and calls what.
-STAND_INS = {
-    "minilm": (
-        lambda ids: tr.BertModel(tr.BertConfig(**SIZE, **ids), add_pooling_layer=False),
-        ("<s> $A </s>", "<s> $A </s> $B </s>"),
-        {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>"},
-    ),
-    "ModernBERT": (
-        lambda ids: tr.ModernBertModel(
-            tr.ModernBertConfig(**SIZE, **ids, cls_token_id=1, sep_token_id=2, global_attn_every_n_layers=2)
-        ),
-        ("<s> $A </s>", "<s> $A </s> $B </s>"),
-        {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>"},
-    ),
-    "t5": (
-        lambda ids: tr.T5ForConditionalGeneration(
-            tr.T5Config(
-                **ids, d_model=WIDTH, d_kv=16, d_ff=48, num_layers=2, num_heads=2, decoder_start_token_id=0
-            )
-        ),
-        ("$A </s>", "$A </s> $B </s>"),
-        {"eos_token": "</s>", "pad_token": "<pad>"},
-    ),
-    "SmolLM2": (
-        lambda ids: tr.LlamaForCausalLM(tr.LlamaConfig(**SIZE, **ids, num_key_value_heads=1)),
-        None,
-        {"bos_token": "<s>", "eos_token": "</s>"},  # no padding token, as in the original
-    ),
-}
 ANSWER = {
     "classify": {"label", "score", "scores"},
     "pair": {"label", "score", "scores"},
@@ -67,32 +33,6 @@ ANSWER = {
     "span": {"answer"},
     "generate": {"text"},
 }
-
-
-def tiny(backbone: str, folder) -> str:
-    """A folder with a random network of the backbone's family and a byte-level tokenizer."""
-    name = next((part for part in STAND_INS if part in backbone), None)
-    assert name, f"{backbone} has no stand-in: add one to STAND_INS"
-    network, around, special = STAND_INS[name]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<pad>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([json.dumps([row for row, _ in ROWS.values()])], trainer)
-    if around:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=around[0], pair=around[1], special_tokens=[("<s>", 1), ("</s>", 2)]
-        )
-    torch.manual_seed(0)
-    made = network({"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2})
-    made.save_pretrained(folder)
-    tr.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    return str(folder)
 
 
 def specs_of(recipe: config.Recipe) -> list[tuple[str | dict, TaskSpec]]:
@@ -134,9 +74,9 @@ def test_a_recipe_trains_and_answers(name, tmp_path, monkeypatch):
     overrides = [f"tasks={json.dumps([small(*task) for task in tasks])}", f"train.steps={STEPS}"]
     overrides += ["train.examples_per_step=8", "eval.every=1", "eval.rows=4"]
     if backbone not in _load.ALIASES:
-        overrides.append(f"model.backbone={tiny(backbone, tmp_path / 'backbone')}")
+        overrides.append(f"model.backbone={stand_in(backbone, tmp_path / 'backbone')}")
     elif backbone != "minilm" or _load._packaged() is None:
-        folder = Path(tiny(backbone, tmp_path / "backbone"))
+        folder = stand_in(backbone, tmp_path / "backbone")
         monkeypatch.setattr(_load, "_packaged", lambda: folder)
 
     report = mtnlp.finetune(name, *overrides, out=tmp_path / "run")

@@ -18,6 +18,9 @@ class Balancer(nn.Module, ABC):
 
     needs_gram = False
 
+    def __init__(self) -> None:  # without options; nn.Module's own signature would let a recipe say anything
+        super().__init__()
+
     def setup(self, tasks: Sequence[str]) -> None:
         """Called once with the (T,) task names, before the optimizer is made."""
 

@@ -28,6 +28,7 @@ GOOD = [
     (spec("multilabel"), {**TEXT, "labels": ["maybe", 0, 2]}, (0, 2)),
     (spec("multilabel"), {**TEXT, "labels": []}, ()),
     (spec("multilabel", fields={"labels": ["a", "b", "c"]}), {**TEXT, "a": 1, "b": 0, "c": True}, (0, 2)),
+    (spec("multilabel", fields={"labels": ["a", "b", "c"]}), {**TEXT, "a": "0", "b": "1", "c": "0"}, (1,)),
     (spec("regress", score_range=(0, 5)), {**TEXT, "score": "3.5"}, 3.5),
     (spec("choose"), {**CHOOSE, "answer": 2}, 2),
     (spec("choose"), {**CHOOSE, "answer": "0"}, 0),
