@@ -1,6 +1,7 @@
 # make quickstart   set up .venv and run the first recipe        make test        the tests (under 10 minutes)
 # make lint         ruff                                         make test-long   the slow ones too
-# Set-up runs again only when pyproject.toml or constraints.txt changed.
+# Set-up runs again only when pyproject.toml or constraints.txt changed. The pip that comes with Python 3.10 needs
+# --use-pep517 to build seqeval.
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +15,7 @@ setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 -c constraints.txt -e '.[offline,dev]'
 	@touch $@
 
 quickstart: $(READY)
@@ -28,6 +29,7 @@ test-long: $(READY)
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

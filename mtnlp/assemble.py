@@ -1,9 +1,9 @@
 """Recipe -> the live parts of a run. The only file that knows every room.
 
-    resolve(source, overrides)     -> Plan         names, options, files and columns checked: all problems at once
-    build_model(plan, ...)         -> MultitaskModel   backbone + strategy + heads
-    encoder_for(plan, backbone)    -> Encoder      how rows become tokens
-    build_run(plan, model, ...)    -> Run          + mixture, balancer, optimizer
+resolve(source, overrides)             -> Plan            names, options, files, columns: all problems at once
+build_model(recipe, specs, backbone)   -> MultitaskModel  backbone + strategy + heads
+encoder_for(recipe, tokenizer, family) -> Encoder         how rows become tokens
+build_run(plan, backbone, ...)         -> Run             + mixture, balancer, optimizer
 """
 
 from __future__ import annotations
@@ -12,24 +12,26 @@ import importlib
 import importlib.util
 import math
 import sys
+import traceback
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtnlp import balancers, config, metrics, samplers, strategies
 from mtnlp.config import Recipe
-from mtnlp.errors import DataError, MtnlpError, RecipeError
+from mtnlp.errors import DataError, MtnlpError, RecipeError, did_you_mean
 from mtnlp.tasks.load import from_mapping, load
 from mtnlp.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from mtnlp.data.encode import Encoder
     from mtnlp.balancers.base import Balancer
     from mtnlp.bench.predict import Predictor
+    from mtnlp.data.encode import Encoder
     from mtnlp.data.store import TokenStore
     from mtnlp.data.task_data import TaskData
     from mtnlp.models.backbone import Backbone
@@ -54,8 +56,16 @@ class Plan:
         return tuple(data.spec.name for data in self.data)
 
 
-def resolve(source: config.Source, overrides: Iterable[str] = ()) -> Plan:
+def resolve(
+    source: config.Source,
+    overrides: Iterable[str] = (),
+    *,
+    look: Callable[[Recipe, TaskData], Iterable[str]] = lambda recipe, data: (),
+) -> Plan:
     """Read a recipe, look up its names and open its tasks.
+
+    Args:
+        look: what else may be wrong with an opened task, in sentences.
 
     Raises:
         RecipeError: everything that is wrong with keys, names, options, tasks, files and columns, together.
@@ -70,14 +80,22 @@ def resolve(source: config.Source, overrides: Iterable[str] = ()) -> Plan:
     for spec in specs:
         _collect(problems, _check_metrics, spec)
     data = [opened for spec in specs if (opened := _collect(problems, _open, spec)) is not None]
+    problems += [problem for opened in data for problem in look(recipe, opened)]
+    if not problems:  # these name tasks, and are right or wrong only when all tasks are there
+        _collect(problems, _check_split, recipe, data)
+        sizes = [len(opened.rows("train")) for opened in data]
+        _collect(problems, phases_of, recipe, [opened.spec.name for opened in data], sizes)
     if problems:
         raise RecipeError(config.label(source), problems)
     return Plan(recipe, tuple(data))
 
 
 def _slots(recipe: Recipe) -> list[tuple[str, config.Slot, Any]]:
-    return [("model.strategy", recipe.model.strategy, strategies), ("sampler", recipe.sampler, samplers),
-            ("balancer", recipe.balancer, balancers)]
+    return [
+        ("model.strategy", recipe.model.strategy, strategies),
+        ("sampler", recipe.sampler, samplers),
+        ("balancer", recipe.balancer, balancers),
+    ]
 
 
 def _collect(problems: list[str], function: Any, *args: Any) -> Any:
@@ -87,12 +105,12 @@ def _collect(problems: list[str], function: Any, *args: Any) -> Any:
     except RecipeError as error:
         problems += error.problems
     except MtnlpError as error:
-        problems.append(str(error))
+        problems += str(error).split("\n")
     return None
 
 
 def load_imports(recipe: Recipe) -> list[str]:
-    """Load the recipe's own modules and files, so that their methods and tasks have names; what went wrong."""
+    """Load the recipe's own modules and files, so that what they register has names; what went wrong."""
     problems = []
     for name in recipe.imports:
         path = Path(recipe.base, name)
@@ -105,6 +123,10 @@ def load_imports(recipe: Recipe) -> list[str]:
                 importlib.import_module(name)
         except (ImportError, OSError, SyntaxError) as error:
             problems.append(f"imports: {name}: {error}. Name a module, or a .py file beside the recipe.")
+        except Exception as error:  # whatever the user's own code does
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+            line = f", line {lines[-1]}" if lines else ""
+            problems.append(f"imports: {name}{line}: {type(error).__name__}: {error}")
     return problems
 
 
@@ -112,23 +134,22 @@ def _specs(recipe: Recipe, problems: list[str]) -> list[TaskSpec]:
     """The tasks of a recipe, each name once."""
     base, specs = Path(recipe.base), []
     for i, entry in enumerate(recipe.tasks):
-        if isinstance(entry, Mapping):
-            spec = _collect(problems, _inline, entry, base, f"tasks.{i}")
-            specs += [spec] if spec is not None else []
-        else:
-            specs += _collect(problems, load, entry, base) or []
+        specs += _collect(problems, _entry, entry, base, f"tasks.{i}") or []
     for name, times in Counter(spec.name for spec in specs).items():
         if times > 1:
             problems.append(f"tasks: {name} stands {times} times; give each task a name of its own.")
     return list({spec.name: spec for spec in specs}.values())
 
 
-def _inline(entry: Mapping[str, Any], base: Path, where: str) -> TaskSpec:
-    """A task written inside the recipe; its problems start with its place."""
+def _entry(entry: str | Mapping[str, Any], base: Path, where: str) -> list[TaskSpec]:
+    """The tasks of one entry; its problems start with its place in the recipe, or with its file."""
     try:
-        return from_mapping(entry, base=base, where=where)
+        return [from_mapping(entry, base=base, where=where)] if isinstance(entry, Mapping) else load(entry, base)
     except RecipeError as error:
-        raise RecipeError(where, [f"{where}.{problem}" for problem in error.problems]) from None
+        place = f"{where}." if isinstance(entry, Mapping) else f"{error.path}: "
+        raise RecipeError(where, [f"{place}{problem}" for problem in error.problems]) from None
+    except MtnlpError as error:
+        raise MtnlpError(f"{where}: {error}") from None
 
 
 def _check_metrics(spec: TaskSpec) -> None:
@@ -143,11 +164,24 @@ def _check_metrics(spec: TaskSpec) -> None:
 def _open(spec: TaskSpec) -> TaskData:
     from mtnlp.data.task_data import TaskData
 
-    data = TaskData.open(spec)
+    try:
+        data = TaskData.open(spec)
+    except MtnlpError as error:
+        named = [line if line.startswith(f"{spec.name}: ") else f"{spec.name}: {line}" for line in str(error).split("\n")]
+        raise DataError("\n".join(named)) from None
     if "train" not in data.splits:
-        raise DataError(f"{spec.name}: no train split; found {', '.join(data.splits) or 'none'}. "
-                        "Say which one it is with `splits: {train: NAME}`.")
+        raise DataError(
+            f"{spec.name}: no train split; found {', '.join(data.splits) or 'none'}. "
+            "Say which one it is with `splits: {train: NAME}`."
+        )
     return data
+
+
+def _check_split(recipe: Recipe, data: Sequence[TaskData]) -> None:
+    """MtnlpError if no task at all has the split that training is judged on."""
+    known = {"validation", "test", *(split for opened in data for split in opened.splits)}
+    if recipe.eval.split not in known:
+        raise MtnlpError(f"eval.split: no task has a split {recipe.eval.split!r}. {did_you_mean(recipe.eval.split, known)}")
 
 
 # Models.
@@ -162,8 +196,9 @@ def build_backbone(recipe: Recipe, *, trust_remote_code: bool = False) -> Backbo
     from mtnlp.models.backbone import Backbone
 
     model = recipe.model
-    backbone = Backbone.load(model.backbone, revision=model.revision, family=model.family,
-                             trust_remote_code=trust_remote_code)
+    backbone = Backbone.load(
+        model.backbone, revision=model.revision, family=model.family, trust_remote_code=trust_remote_code
+    )
     check_length(recipe, backbone.max_length)
     return backbone
 
@@ -171,8 +206,10 @@ def build_backbone(recipe: Recipe, *, trust_remote_code: bool = False) -> Backbo
 def check_length(recipe: Recipe, longest: int) -> None:
     """MtnlpError if sequences may become longer than the backbone reads."""
     if recipe.model.max_length > longest:
-        raise MtnlpError(f"model.max_length: {recipe.model.backbone} reads at most {longest} tokens "
-                         f"(got {recipe.model.max_length}).")
+        raise MtnlpError(
+            f"model.max_length: {recipe.model.backbone} reads at most {longest} tokens "
+            f"(got {recipe.model.max_length})."
+        )
 
 
 def check_family(family: str, specs: Sequence[TaskSpec], recipe: Recipe) -> None:
@@ -180,16 +217,20 @@ def check_family(family: str, specs: Sequence[TaskSpec], recipe: Recipe) -> None
     backbone, slot = recipe.model.backbone, recipe.model.strategy
     writers = [spec.name for spec in specs if spec.kind == "generate"]
     if family == "encoder" and writers:
-        raise MtnlpError(f"tasks: {', '.join(writers)} must be written out, and {backbone} is an encoder. Use a "
-                         "backbone that writes text, such as model.backbone=minilm-seq2seq, or leave the task out.")
+        raise MtnlpError(
+            f"tasks: {', '.join(writers)} must be written out, and {backbone} is an encoder. Use a "
+            "backbone that writes text, such as model.backbone=minilm-seq2seq, or leave the task out."
+        )
     allowed = strategies.get(slot.name).families
     if family not in allowed:
-        raise MtnlpError(f"model.strategy: {slot.name} works with {' and '.join(allowed)} backbones; {backbone} is an "
-                         f"{family}, which answers in text. Use lora, lora-per-task or full.")
+        raise MtnlpError(
+            f"model.strategy: {slot.name} works with {' and '.join(allowed)} backbones; {backbone} is an "
+            f"{family}, which answers in text. Use lora, lora-per-task or full."
+        )
 
 
 def build_model(recipe: Recipe, specs: Sequence[TaskSpec], backbone: Backbone) -> MultitaskModel:
-    """Backbone + strategy + one head per task (encoders only). Fresh weights depend on (seed, task name) alone.
+    """Backbone + strategy + one head per task (encoders only). Fresh weights depend on (seed, task name).
 
     Raises:
         MtnlpError: a task or a strategy that this backbone cannot do.
@@ -209,9 +250,28 @@ def build_model(recipe: Recipe, specs: Sequence[TaskSpec], backbone: Backbone) -
     if backbone.family == "encoder":
         for spec in specs:
             torch.manual_seed(key_of("head", recipe.seed, spec.name) >> 1)
-            made[spec.name] = heads.for_kind(spec.kind)(backbone.width, spec, pooling=recipe.model.pooling,
-                                                        dropout=recipe.model.head_dropout)
+            made[spec.name] = heads.for_kind(spec.kind)(
+                backbone.width, spec, pooling=recipe.model.pooling, dropout=recipe.model.head_dropout
+            )
     return MultitaskModel(backbone, strategy, made, names)
+
+
+def build_balancer(recipe: Recipe, model: MultitaskModel) -> Balancer:
+    """The balancer of a recipe for the tasks of a model.
+
+    Raises:
+        MtnlpError: it needs gradients of shared parameters, and the strategy shares none.
+    """
+    balancer: Balancer = config.build("balancer", recipe.balancer, balancers)
+    balancer.setup(model.tasks)
+    if balancer.needs_gram and not model.shared_parameters():
+        name, strategy = recipe.balancer.name, recipe.model.strategy.name
+        raise MtnlpError(
+            f"balancer: {name} merges gradients of parameters that tasks share, and {strategy} shares none. Use a "
+            "balancer that only weighs losses (equal, fixed, uncertainty), or a strategy that shares parameters "
+            "(full, lora)."
+        )
+    return balancer
 
 
 def encoder_for(recipe: Recipe, tokenizer: Any, family: str) -> Encoder:
@@ -221,12 +281,24 @@ def encoder_for(recipe: Recipe, tokenizer: Any, family: str) -> Encoder:
     return Encoder(tokenizer, family, recipe.model.max_length, recipe.model.max_target_length)
 
 
-def build_predictor(recipe: Recipe, model: MultitaskModel, encoder: Encoder, accelerator: Accelerator) -> Predictor:
+def build_predictor(
+    recipe: Recipe, model: MultitaskModel, encoder: Encoder, accelerator: Accelerator
+) -> Predictor:
     """What asks the model."""
+    import torch
+
     from mtnlp.bench.predict import Predictor
 
-    return Predictor(model, encoder, device=accelerator.device, max_tokens=2 * recipe.train.max_tokens,
-                     max_new_tokens=recipe.model.max_target_length, autocast=accelerator.autocast)
+    # Not accelerator.autocast, which asks for the precision of the process's latest accelerator.
+    bf16, device = accelerator.mixed_precision == "bf16", accelerator.device
+    return Predictor(
+        model,
+        encoder,
+        device=device,
+        max_tokens=2 * recipe.train.max_tokens,
+        max_new_tokens=recipe.model.max_target_length,
+        autocast=partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=bf16),
+    )
 
 
 # Runs.
@@ -245,9 +317,19 @@ def phases_of(recipe: Recipe, names: Sequence[str], sizes: Sequence[int]) -> lis
     return sampler.phases(names, sizes, total_steps(recipe, sizes), recipe.train.examples_per_step)
 
 
-def build_run(plan: Plan, backbone: Backbone, stores: Sequence[TokenStore], encoder: Encoder,
-              accelerator: Accelerator) -> Run:
+def build_run(
+    plan: Plan,
+    backbone: Backbone,
+    stores: Sequence[TokenStore],
+    encoder: Encoder,
+    accelerator: Accelerator,
+    *,
+    model: MultitaskModel | None = None,
+) -> Run:
     """Everything a training run needs, on the accelerator's device.
+
+    Args:
+        model: what `build_model` made of the backbone, where it has been made already.
 
     Raises:
         MtnlpError: parts that do not go together; the message says which.
@@ -260,46 +342,73 @@ def build_run(plan: Plan, backbone: Backbone, stores: Sequence[TokenStore], enco
     recipe, settings = plan.recipe, plan.recipe.train
     sizes = [len(store) for store in stores]
     steps = total_steps(recipe, sizes)
-    mixture = Mixture(plan.names, stores, phases_of(recipe, plan.names, sizes), seed=recipe.seed,
-                      examples_per_step=settings.examples_per_step, max_tokens=settings.max_tokens,
-                      pad_id=encoder.pad_id, form=encoder.form)
-    model = build_model(recipe, plan.specs, backbone)
-    balancer: Balancer = config.build("balancer", recipe.balancer, balancers)
-    balancer.setup(plan.names)
+    mixture = Mixture(
+        plan.names,
+        stores,
+        phases_of(recipe, plan.names, sizes),
+        seed=recipe.seed,
+        examples_per_step=settings.examples_per_step,
+        max_tokens=settings.max_tokens,
+        pad_id=encoder.pad_id,
+        form=encoder.form,
+    )
+    model = build_model(recipe, plan.specs, backbone) if model is None else model
+    balancer = build_balancer(recipe, model)
     place(model, balancer, accelerator)
-    optimizer = Optimizer(model, balancer, Schedule(settings.lr, steps, settings.schedule, settings.warmup),
-                          weight_decay=settings.weight_decay, max_norm=settings.max_norm)
-    return Run(tasks=plan.names, model=model, mixture=mixture, balancer=balancer, optimizer=optimizer,
-               accelerator=accelerator, steps=steps, seed=recipe.seed)
+    optimizer = Optimizer(
+        model,
+        balancer,
+        Schedule(settings.lr, steps, settings.schedule, settings.warmup),
+        weight_decay=settings.weight_decay,
+        max_norm=settings.max_norm,
+    )
+    return Run(
+        tasks=plan.names,
+        model=model,
+        mixture=mixture,
+        balancer=balancer,
+        optimizer=optimizer,
+        accelerator=accelerator,
+        steps=steps,
+        seed=recipe.seed,
+    )
 
 
 def build_accelerator(recipe: Recipe, **options: Any) -> Accelerator:
-    """Device, precision and collectives of this process. Without an accelerator the processes of a launch meet on their
-    CPUs, which Accelerate does only when told to."""
+    """Device, precision and collectives of this process.
+
+    Without an accelerator the processes of a launch meet on their CPUs, which Accelerate does only when told.
+    """
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
-    return Accelerator(mixed_precision=precision_of(recipe), cpu=not torch.accelerator.is_available(), **options)
+    return Accelerator(
+        mixed_precision=precision_of(recipe), cpu=not torch.accelerator.is_available(), **options
+    )
 
 
 def precision_of(recipe: Recipe) -> str:
-    """Accelerate's name of the run's precision: "bf16" or "no". auto = bf16 where the hardware multiplies in it."""
+    """Accelerate's name of the precision: "bf16" or "no". auto = bf16 where the hardware multiplies in it."""
     import torch
 
     if recipe.train.precision != "auto":
         return {"fp32": "no", "bf16": "bf16"}[recipe.train.precision]
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # a private name: without it the safe choice
+    # A private name: without it the safe choice.
+    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return "bf16" if fast() else "no"
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of parameters: of the network with all that was put into it, and of those how many are trained and shared
-    by the tasks; and of those that belong to single tasks (heads, rows of the bank)."""
+    """Numbers of parameters.
+
+    network: of the backbone with all that was put into it. shared: of these, trained and shared by the tasks.
+    own: those that belong to single tasks (heads, rows of the bank).
+    """
 
     network: int
     shared: int
@@ -310,16 +419,21 @@ def parameter_counts(model: MultitaskModel) -> Counts:
     """How large a model is."""
     bank = model.strategy.bank
     heads = sum(p.numel() for task in range(len(model.tasks)) for p in model.head_parameters(task).values())
-    return Counts(network=sum(p.numel() for p in model.backbone.net.parameters()),
-                  shared=sum(p.numel() for p in model.shared_parameters().values()),
-                  own=heads + (bank.rows.numel() if bank is not None else 0))
+    return Counts(
+        network=sum(p.numel() for p in model.backbone.net.parameters()),
+        shared=sum(p.numel() for p in model.shared_parameters().values()),
+        own=heads + (bank.rows.numel() if bank is not None else 0),
+    )
 
 
 def summary(plan: Plan, run: Run) -> str:
     """Two lines on what is about to happen."""
     recipe, counts, acc = plan.recipe, parameter_counts(run.model), run.accelerator
-    precision = "fp32" if acc.mixed_precision == "no" else acc.mixed_precision
-    return (f"{recipe.name}: {len(run.tasks)} tasks on {recipe.model.backbone} ({run.model.backbone.family}, "
-            f"{counts.network / 1e6:.1f} M parameters) with {recipe.model.strategy.name}; trained: {counts.shared:,} "
-            f"shared, {counts.own:,} of single tasks.\n{run.steps:,} steps of {recipe.train.examples_per_step} examples, "
-            f"{acc.num_processes} x {acc.device.type}, precision {precision}.")
+    model, precision = recipe.model, "fp32" if acc.mixed_precision == "no" else acc.mixed_precision
+    return (
+        f"{recipe.name}: {len(run.tasks)} tasks on {model.backbone} ({run.model.backbone.family}, "
+        f"{counts.network / 1e6:.1f} M parameters) with {model.strategy.name}; "
+        f"trained: {counts.shared:,} shared, {counts.own:,} of single tasks.\n"
+        f"{run.steps:,} steps of {recipe.train.examples_per_step} examples, "
+        f"{acc.num_processes} x {acc.device.type}, precision {precision}."
+    )

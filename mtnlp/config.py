@@ -30,11 +30,10 @@ from pydantic import (
 
 from mtnlp import overrides as overrides_room
 from mtnlp import strict_yaml
-from mtnlp.errors import MtnlpError, RecipeError, did_you_mean
+from mtnlp.errors import MtnlpError, RecipeError, did_you_mean, shown
 
 SLOTS = {("model", "strategy"): "lora-per-task", ("sampler",): "temperature", ("balancer",): "equal"}
 _STAND_INS = {("model",): {"backbone": "minilm"}, ("model", "backbone"): "minilm"}  # to look on regardless
-_SHOWN = 60  # characters of a wrong value in a message
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def _slot(value: Any) -> Slot:
     if isinstance(value, str):
         return Slot(value)
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-        raise ValueError(f"expected a name or {{name: ..., option: ...}}, got {_short(value)}.")
+        raise ValueError(f"expected a name or {{name: ..., option: ...}}, got {shown(value)}.")
     return Slot(value["name"], {str(key): option for key, option in value.items() if key != "name"})
 
 
@@ -62,7 +61,7 @@ def _plain_slot(slot: Slot) -> Any:
 def _task_entry(value: Any) -> Any:
     if isinstance(value, Mapping) or (isinstance(value, str) and value):
         return value
-    raise ValueError(f"a task is a name, a path or a mapping, got {_short(value)}.")
+    raise ValueError(f"a task is a name, a path or a mapping, got {shown(value)}.")
 
 
 SlotField = Annotated[Slot, BeforeValidator(_slot), PlainSerializer(_plain_slot)]
@@ -138,8 +137,8 @@ class EvalSection(Section):
 
     every: steps between evaluations, None = only at the end. rows: at most so many per task while training.
     split: which one. keep: the checkpoint with the best aggregate, or the last. patience: evaluations without
-    a better aggregate before training stops, None = never. final_split: scored at the end, on all rows; None =
-    the same as `split`.
+    a better aggregate before training stops, None = never. final_split: scored at the end, on all rows, None
+    = the same as `split`.
     """
 
     every: int | None = Field(None, ge=1)
@@ -267,7 +266,7 @@ def _raw(source: Source) -> dict[str, Any]:
             raise MtnlpError(f"no such recipe file. {did_you_mean(str(source), shipped())}")
         data, home = strict_yaml.read(path), path.resolve().parent
         if not isinstance(data, dict):
-            found = "nothing" if data is None else _short(data)
+            found = "nothing" if data is None else shown(data)
             raise MtnlpError(f"expected keys and values (model: ..., tasks: ...), found {found}.")
         data.setdefault("name", re.sub(r"[^\w.+-]", "-", path.stem))
     if isinstance(data.get("base", "."), str):
@@ -332,8 +331,8 @@ def _sentence(error: Mapping[str, Any], known: Mapping[str, Any], prefix: tuple[
     if error["type"] == "value_error":  # our own sentences, which say what they found
         return f"{key}: {error['ctx']['error']}"
     if error["type"] == "model_type":
-        return f"{key}: expected keys and values (got {_short(error['input'])})."
-    return f"{key}: {error['msg']} (got {_short(error['input'])})."
+        return f"{key}: expected keys and values (got {shown(error['input'])})."
+    return f"{key}: {error['msg']} (got {shown(error['input'])})."
 
 
 def _schema(made: Any) -> type[BaseModel]:
@@ -356,11 +355,6 @@ def _schema(made: Any) -> type[BaseModel]:
 
 def _default(parameter: inspect.Parameter) -> Any:
     return ... if parameter.default is parameter.empty else parameter.default
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 def _unfrozen(value: Any) -> Any:

@@ -1,9 +1,9 @@
 """The error tree: everything a user can fix is an MtnlpError and prints as one line, without a traceback.
 
-    MtnlpError            exit code 2: a recipe, a name, a file, a row
-    ├── RecipeError       several problems of one recipe, reported together
-    ├── DataError         a source, a row, a label: names file, line and field
-    └── TrainingError     exit code 1: a run that had to stop (non-finite loss, out of memory)
+MtnlpError            exit code 2: a recipe, a name, a file, a row
+├── RecipeError       several problems of one recipe, reported together
+├── DataError         a source, a row, a label: names file, line and field
+└── TrainingError     exit code 1: a run that had to stop (non-finite loss, out of memory)
 """
 
 from __future__ import annotations
@@ -40,6 +40,12 @@ class TrainingError(MtnlpError):
     """A run that had to stop; everything saved before it is whole."""
 
     exit_code = 1
+
+
+def shown(value: object, most: int = 60) -> str:
+    """`value` in a message: its repr, cut to `most` characters."""
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def did_you_mean(name: str, known: Iterable[str], *, shown: int = 12) -> str:

@@ -1,8 +1,8 @@
 """Name -> object, without a list to keep: a room's file `lora_per_task.py` is the name `lora-per-task`.
 
-A room is a package. Its names are the stems of its files (underscores read as hyphens; `base.py` and `_*.py` hold no
-name), the entry points of the group named like the package (`mtnlp.balancers`), and what `register` added at run time.
-Listing imports nothing; asking for a name imports only its file.
+A room is a package. Its names are the stems of its files (underscores read as hyphens; `base.py` and `_*.py`
+hold no name), the entry points of the group named like the package (`mtnlp.balancers`), and what `register`
+added at run time. Listing imports nothing; asking for a name imports only its file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import ast
 import importlib
 import importlib.util
 import inspect
-import re
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -49,7 +48,9 @@ class Registry:
         def add(item: T) -> T:
             old = self._added.get(name)
             if old is not None and _place(old) != _place(item):
-                raise MtnlpError(f"The {self.noun} {name!r} is registered twice: {_place(old)} and {_place(item)}.")
+                raise MtnlpError(
+                    f"The {self.noun} {name!r} is registered twice: {_place(old)} and {_place(item)}."
+                )
             self._added[name] = item
             return item
 
@@ -67,24 +68,21 @@ class Registry:
             elif name in (plugins := self._plugins()):
                 self._added[name] = plugins[name].load()
         if name not in self._added:
-            raise MtnlpError(self.unknown(name))
+            raise MtnlpError(f"No {self.noun} is called {name!r}. {did_you_mean(name, self.names())}")
         return self._added[name]
-
-    def unknown(self, name: str) -> str:
-        """The message for a name that nothing here has."""
-        return f"No {self.noun} is called {name!r}. {did_you_mean(name, self.names())}"
 
     def summary(self, name: str) -> str:
         """First line of the entry's docstring, read from its file without importing it."""
         path = self._files().get(name)
-        doc = ast.get_docstring(ast.parse(path.read_text("utf-8"))) if path else inspect.getdoc(self.get(name))
+        module = ast.parse(path.read_text("utf-8")) if path else None
+        doc = ast.get_docstring(module) if module else inspect.getdoc(self.get(name))
         return (doc or "").strip().split("\n")[0]
 
     def _files(self) -> dict[str, Path]:
         spec = importlib.util.find_spec(self.room)
         folder = Path(next(iter(spec.submodule_search_locations)))
-        stems = (path for path in folder.glob("*.py") if path.stem != "base" and not path.stem.startswith("_"))
-        return {re.sub("_", "-", path.stem): path for path in stems}
+        files = (path for path in folder.glob("*.py") if path.stem != "base" and path.stem[0] != "_")
+        return {path.stem.replace("_", "-"): path for path in files}
 
     def _plugins(self) -> dict[str, Any]:
         return {point.name: point for point in entry_points(group=self.room)}

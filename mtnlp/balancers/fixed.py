@@ -29,8 +29,10 @@ class Fixed(Balancer):
     def setup(self, tasks: Sequence[str]) -> None:
         for name, weight in self.named.items():
             if name not in tasks:
-                raise MtnlpError(f"balancer.weights: no task of this recipe is called {name!r}. "
-                                 f"{did_you_mean(name, tasks)}")
+                raise MtnlpError(
+                    f"balancer.weights: no task of this recipe is called {name!r}. "
+                    f"{did_you_mean(name, tasks)}"
+                )
             if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
                 raise MtnlpError(f"balancer.weights: {name}: got {weight!r}; expected a finite number >= 0.")
         self.factors = [float(self.named.get(task, 1.0)) for task in tasks]

@@ -13,6 +13,9 @@ from mtnlp.bench.predict import Predictor, Questions
 from mtnlp.metrics.baseline import baseline
 
 
+NAMED = 12  # tasks that one line names
+
+
 @dataclass(frozen=True)
 class TaskScore:
     """One task on one split: metric name -> value for the model and for the majority / mean baseline; n rows."""
@@ -41,6 +44,15 @@ class Report:
     def mean(self) -> float:
         """The stated aggregate: mean over tasks of the main metric, errors (mse, mae) counted as 1 / (1 + error)."""
         return sum(goodness(score.main, score.kind, score.values[score.main]) for score in self.scores) / max(len(self.scores), 1)
+
+    def line(self, head: str, names: Mapping[str, str] | None = None) -> str:
+        """One line: each task's main score and, in brackets, its baseline. `names`: what to call the tasks."""
+        parts = []
+        for score in self.scores[:NAMED]:
+            values = f"{score.values[score.main]:.3f} ({score.baseline[score.main]:.3f})"
+            parts.append(f"{(names or {}).get(score.task, score.task)} {values}")
+        more = [f"and {len(self.scores) - NAMED} more"] if len(self.scores) > NAMED else []
+        return "  ".join([f"{head} (baseline)", *parts, *more, f"mean {self.mean:.3f}"])
 
     def as_dict(self) -> dict[str, Any]:
         return {"about": dict(self.about), "mean": self.mean, "scores": [asdict(score) for score in self.scores]}

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+IGNORED = -100  # the label of a position that no loss looks at
+
 
 @dataclass(frozen=True)
 class TaskSlice:

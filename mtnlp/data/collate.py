@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from mtnlp.data.batch import Batch, TaskSlice
-from mtnlp.data.cut import OVERHEAD, cut
+from mtnlp.data.batch import IGNORED, Batch, TaskSlice
+from mtnlp.data.cut import cut
 from mtnlp.data.store import TokenStore
 
-IGNORED = -100  # what losses leave out
 Part = tuple[int, TokenStore, np.ndarray]
 
 
@@ -92,7 +91,7 @@ def eval_batches(
     row = np.concatenate([np.asarray(rows[t], np.int64) for t in tasks])
     sizes = np.concatenate([stores[t].sizes(np.asarray(rows[t], np.int64)) for t in tasks], axis=1)
     order = np.lexsort((row, task, *sizes[::-1]))
-    for start, stop in reversed(cut(*sizes[:, order], max_tokens=max_tokens, overhead=OVERHEAD)):
+    for start, stop in reversed(cut(*sizes[:, order], max_tokens=max_tokens)):
         chosen = order[start:stop]
         yield collate(grouped(stores, task[chosen], row[chosen]), pad_id=pad_id, form=form, generate=generate)
 

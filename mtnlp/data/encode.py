@@ -138,8 +138,7 @@ def decode(spec: TaskSpec, example: Example, value: Any, store: TokenStore, row:
 
     Args:
         value: "value" of the head's prediction: label(s) or number as they are; tag: (L,) label ids per token
-            position;
-            span: (window, first token, last token), None = unanswerable.
+            position; span: (window, first token, last token), None = unanswerable.
         store, row: where the example was encoded.
 
     Returns:

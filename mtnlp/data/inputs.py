@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mtnlp.data.batch import IGNORED
 from mtnlp.data.pieces import Sequences, shares
 from mtnlp.tasks.spec import Example, TaskSpec
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from mtnlp.data.encode import Encoder
 
 Encoded = tuple[dict[str, np.ndarray], set[int]]
-IGNORED = -100  # a position that no loss looks at
 
 
 def texts(encoder: Encoder, spec: TaskSpec, examples: Sequence[Example]) -> Encoded:

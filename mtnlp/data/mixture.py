@@ -8,14 +8,14 @@ does not depend on the other tasks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from mtnlp.data.batch import Batch
 from mtnlp.data.collate import collate, grouped
-from mtnlp.data.cut import OVERHEAD, cut
+from mtnlp.data.cut import cut
 from mtnlp.data.plan import Quota, StepPlan
 from mtnlp.data.shuffle import key_of, mixed, permuted
 from mtnlp.data.store import TokenStore
@@ -37,7 +37,6 @@ class Mixture:
         max_tokens: most padded tokens of a micro-batch; an example that is larger alone gets its own.
         pad_id: token id of padding.
         form: "encoder", "encoder-decoder" or "decoder".
-        overhead: what one more micro-batch costs, in padded tokens; larger on a GPU than on a CPU.
 
     Raises:
         DataError: a task without rows.
@@ -54,7 +53,6 @@ class Mixture:
         max_tokens: int,
         pad_id: int,
         form: str,
-        overhead: int = OVERHEAD,
     ) -> None:
         empty = [name for name, store in zip(names, stores, strict=True) if not len(store)]
         if empty:
@@ -62,8 +60,7 @@ class Mixture:
                 f"No training rows in {', '.join(empty)}; every task of a mixture needs at least one."
             )
         self.names, self.stores, self.phases, self.seed = tuple(names), tuple(stores), tuple(phases), seed
-        self.examples_per_step, self.max_tokens, self.overhead = examples_per_step, max_tokens, overhead
-        self.pad_id, self.form = pad_id, form
+        self.max_tokens, self.pad_id, self.form = max_tokens, pad_id, form
         self.sizes = np.array([len(store) for store in stores], np.int64)
         self._quota = Quota(phases, examples_per_step=examples_per_step, seed=seed)
         self._keys = np.array([key_of("rows", seed, name) for name in names], np.uint64)
@@ -105,18 +102,6 @@ class Mixture:
             one_task: cut within tasks, for balancers that need each task's gradient.
             max_tokens: budget in place of the mixture's, after running out of memory.
         """
-        return list(self.iter_batches(plan, rank=rank, world=world, one_task=one_task, max_tokens=max_tokens))
-
-    def iter_batches(
-        self,
-        plan: StepPlan,
-        *,
-        rank: int = 0,
-        world: int = 1,
-        one_task: bool = False,
-        max_tokens: int | None = None,
-    ) -> Iterator[Batch]:
-        """`batches`, each collated only when it is asked for."""
         task = np.repeat(plan.tasks, plan.counts)
         rows = np.concatenate(plan.rows)
         sizes = np.concatenate(
@@ -125,14 +110,11 @@ class Mixture:
         group = task if one_task else np.zeros(len(task), np.int64)
         mine = np.lexsort((rows, task, *sizes[::-1], group))[rank::world]
         stores = dict(zip(plan.tasks, (self.stores[t] for t in plan.tasks), strict=True))
-        edges = (
-            np.flatnonzero(np.diff(group[mine], prepend=-1, append=-1))
-            if len(mine)
-            else np.zeros(1, np.int64)
-        )
+        edges = np.flatnonzero(np.diff(group[mine], prepend=-1, append=-1)) if len(mine) else []
+        batches = []
         for low, high in pairwise(edges):
             own = mine[low:high]
-            stretches = cut(*sizes[:, own], max_tokens=max_tokens or self.max_tokens, overhead=self.overhead)
-            for start, stop in reversed(stretches):
-                chosen = own[start:stop]
-                yield collate(grouped(stores, task[chosen], rows[chosen]), pad_id=self.pad_id, form=self.form)
+            for start, stop in reversed(cut(*sizes[:, own], max_tokens=max_tokens or self.max_tokens)):
+                parts = grouped(stores, task[own[start:stop]], rows[own[start:stop]])
+                batches.append(collate(parts, pad_id=self.pad_id, form=self.form))
+        return batches

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,37 +111,9 @@ class Pieces:
     def _frames(self) -> tuple[Frame, Frame]:
         """Found by looking at what the tokenizer makes of "a" and of the pair "a", "b"."""
         a, b = self.ids(["a", "b"])
-        alone, pair = (
-            self.tokenizer("a", return_token_type_ids=True),
-            self.tokenizer("a", "b", return_token_type_ids=True),
-        )
-        ids, types = alone["input_ids"], alone.get("token_type_ids") or [0] * len(alone["input_ids"])
-        start = _find(a, ids, 0)
-        stop = start + len(a)
-        one = Frame(
-            tuple(ids[:start]),
-            (),
-            tuple(ids[stop:]),
-            (tuple(types[:start]), types[start], (), 0, tuple(types[stop:])),
-        )
-        ids, types = pair["input_ids"], pair.get("token_type_ids") or [0] * len(pair["input_ids"])
-        start = _find(a, ids, 0)
-        stop = start + len(a)
-        second = _find(b, ids, stop)
-        end = second + len(b)
-        two = Frame(
-            tuple(ids[:start]),
-            tuple(ids[stop:second]),
-            tuple(ids[end:]),
-            (
-                tuple(types[:start]),
-                types[start],
-                tuple(types[stop:second]),
-                types[second],
-                tuple(types[end:]),
-            ),
-        )
-        return one, two
+        alone = self.tokenizer("a", return_token_type_ids=True)
+        pair = self.tokenizer("a", "b", return_token_type_ids=True)
+        return _frame(alone, a, []), _frame(pair, a, b)
 
 
 @dataclass
@@ -173,6 +145,22 @@ def shares(a: int, b: int, room: int) -> tuple[int, int]:
     if a <= half:
         return a, room - a
     return (room - b, b) if b <= half else (room - half, half)
+
+
+def _frame(encoded: Mapping[str, list[int]], a: list[int], b: list[int]) -> Frame:
+    """What stands around `a` and, if it is not empty, `b`."""
+    ids = encoded["input_ids"]
+    types = encoded.get("token_type_ids") or [0] * len(ids)
+    start = _find(a, ids, 0)
+    stop = start + len(a)
+    second = _find(b, ids, stop) if b else stop
+    end = second + len(b)
+    special = [slice(0, start), slice(stop, second), slice(end, None)]
+    first, middle, last = (tuple(types[part]) for part in special)
+    return Frame(
+        *(tuple(ids[part]) for part in special),
+        types=(first, types[start], middle, types[second] if b else 0, last),
+    )
 
 
 def _tuple(item: int | Iterable[int]) -> tuple[int, ...]:

@@ -64,9 +64,8 @@ class Quota:
         self.starts = np.array(starts, np.int64)
         self.shift = key_of("plan", seed) % ONE
         self._edges = [np.cumsum(in_units(phase.rates, examples_per_step)) for phase in phases]
-        self._before = [
-            np.zeros(len(self._edges[0]), np.int64)
-        ]  # drawn before each phase; filled as far as asked
+        # Drawn before each phase; filled as far as asked.
+        self._before = [np.zeros(len(self._edges[0]), np.int64)]
         self.examples_per_step = examples_per_step
 
     def counts(self, step: int) -> np.ndarray:

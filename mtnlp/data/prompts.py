@@ -68,8 +68,7 @@ def _rendered(
     template: str | None,
     shots: tuple[Example, ...],
 ) -> list[tuple[str, str | None]]:
-    """(prompt, target); in a decoder the white space between them goes to the target ("_yes", as tokenizers
-    like it)."""
+    """(prompt, target); in a decoder the space between them goes to the target, as tokenizers like it."""
     texts = [
         (text.prompt, text.target)
         for text in (render(spec, example, template=template, shots=shots) for example in examples)
@@ -93,9 +92,10 @@ def _in_two(encoder: Encoder, texts: list[tuple[str, str | None]]) -> tuple[Toke
 
 def _in_one(encoder: Encoder, texts: list[tuple[str, str | None]]) -> tuple[Tokens, list[list[int] | None]]:
     """Prompt and target tokenised as the one text that they are in a decoder, and divided between two tokens.
-    Where one
-    token holds the end of the prompt and the start of the target, apart: the prompt must be what generation
-    starts from."""
+
+    Where one token holds the end of the prompt and the start of the target, apart: the prompt must be what
+    generation starts from.
+    """
     prompts, targets, straddling = [], [], []
     wholes = [prompt + (target or "") for prompt, target in texts]
     for i, (ids, places) in enumerate(zip(*encoder.pieces.offsets(wholes), strict=True)):
@@ -111,8 +111,7 @@ def _in_one(encoder: Encoder, texts: list[tuple[str, str | None]]) -> tuple[Toke
 
 
 def _beside(encoder: Encoder, target: list[int] | None) -> int:
-    """Tokens of max_length that the target takes from the prompt; kept free in a decoder even when it is
-    unknown."""
+    """Tokens of max_length that the target takes from the prompt: in a decoder, even one that is unknown."""
     if encoder.form == "encoder-decoder":
         return 0
     return encoder.max_target_length if target is None else len(target)

@@ -8,9 +8,9 @@ Sources of a TaskSpec:
     {split: path} or {split: [row, ...]}  files or rows in memory, split by split
 
 Splits are called train, validation and test; files and splits called dev, val or valid count as validation.
-`spec.splits`
-renames and cuts them: {"validation": "dev", "train": "train[:90%]"}. One bare file is divided: one row in
-ten, chosen by a hash of its content, is validation, and there is no test split.
+`spec.splits` renames and cuts them, {"validation": "dev", "train": "train[:90%]"}, and leaves out what it does
+not name (but train). A bare file is train. Where a source has no validation split, `with_validation` holds one
+out of train, so that nothing is judged on test while it trains.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SPLITS = {
     "valid": "validation",
     "test": "test",
 }
-HELD_OUT = 10  # one row in so many is validation when a file has no splits
+HELD_OUT, MOST_HELD_OUT = 10, 1000  # one train row in so many becomes validation, and at most so many rows
 _HUB = re.compile(r"hub:(?P<name>[^/@]+(?:/[^/@]+)?)(?:/(?P<config>[^@]+))?(?:@(?P<revision>.+))?")
 _SLICE = re.compile(r"(?P<name>[^\[\]]+)(?:\[(?P<low>-?\d+%?)?:(?P<high>-?\d+%?)?\])?")
 
@@ -56,6 +56,7 @@ class Rows(Sequence):
         digest: makes a hash of the content of `data`.
         index: which rows of `data`, in order; None = all.
         label_names: columns whose integers stand for names, as hub data sets tell.
+        held_out: these rows were taken out of train, because the source has no validation split.
     """
 
     def __init__(
@@ -67,8 +68,9 @@ class Rows(Sequence):
         lines: Sequence[int] | None = None,
         index: np.ndarray | None = None,
         label_names: Mapping[str, Sequence[str]] | None = None,
+        held_out: bool = False,
     ) -> None:
-        self.path, self.label_names = path, dict(label_names or {})
+        self.path, self.label_names, self.held_out = path, dict(label_names or {}), held_out
         self._data, self._lines, self._digest, self._index = data, lines, digest, index
 
     def __len__(self) -> int:
@@ -107,7 +109,7 @@ class Rows(Sequence):
         place = self._place(i)
         return f"{self.path}[{place}]" if self._lines is None else f"{self.path}:{self._lines[place]}"
 
-    def take(self, index: np.ndarray) -> Rows:
+    def take(self, index: np.ndarray, *, held_out: bool = False) -> Rows:
         """These rows only."""
         place = np.asarray(index, np.int64)
         return Rows(
@@ -117,6 +119,7 @@ class Rows(Sequence):
             digest=self._digest,
             label_names=self.label_names,
             index=place if self._index is None else self._index[place],
+            held_out=held_out or self.held_out,
         )
 
     def _place(self, i: int) -> int:
@@ -137,12 +140,41 @@ def open_rows(spec: TaskSpec) -> dict[str, Rows]:
             raise DataError(
                 f"{spec.name}: {rows.path}: the {split} split has no rows. Fill it, or leave it out."
             )
-    if spec.limit is None:
-        return found
+    return limited(found, spec.limit)
+
+
+def limited(found: Mapping[str, Rows], most: int | None) -> dict[str, Rows]:
+    """At most so many rows of each split, drawn by a fixed permutation; None = all."""
     return {
-        split: rows.take(sample(len(rows), spec.limit, "limit")) if spec.limit < len(rows) else rows
+        split: rows if most is None or len(rows) <= most else rows.take(sample(len(rows), most, "limit"))
         for split, rows in found.items()
     }
+
+
+def with_validation(found: Mapping[str, Rows]) -> dict[str, Rows]:
+    """`found`, with a validation split held out of train if there is none: one row in ten, at most 1,000.
+
+    Chosen by a hash of their content, so equal rows stay on one side and new rows move hardly an old one.
+    """
+    if "train" not in found or "validation" in found or len(found["train"]) < 2:
+        return dict(found)
+    rows = found["train"]
+    order = np.array(
+        [key_of("split", json.dumps(row, sort_keys=True, default=str)) for row in rows], np.uint64
+    )
+    chosen = order % np.uint64(HELD_OUT) == 0
+    if not chosen.any():
+        chosen = order == order.min()
+    most = min(MOST_HELD_OUT, max(1, 2 * len(rows) // HELD_OUT))  # copies of a few rows may be many
+    if chosen.sum() > most:
+        chosen &= order < np.sort(order[chosen])[most]
+    if not chosen.any():  # nothing but copies
+        return dict(found)
+    parts = {
+        "train": rows.take(np.flatnonzero(~chosen)),
+        "validation": rows.take(np.flatnonzero(chosen), held_out=True),
+    }
+    return {**parts, **{split: rows for split, rows in found.items() if split != "train"}}
 
 
 def read_example(
@@ -203,7 +235,7 @@ def _opened(spec: TaskSpec) -> dict[str, Rows]:
             "or a mapping of split to path or rows."
         )
     path = Path(source)
-    return _folder(spec.name, path) if path.is_dir() else _divided(file_rows(path))
+    return _folder(spec.name, path) if path.is_dir() else {"train": file_rows(path)}
 
 
 def _folder(name: str, folder: Path) -> dict[str, Rows]:
@@ -216,7 +248,7 @@ def _folder(name: str, folder: Path) -> dict[str, Rows]:
             f"{', '.join(readers.READERS)}."
         )
     if len(files) == 1 and files[0].stem not in SPLITS:
-        return _divided(file_rows(files[0]))
+        return {"train": file_rows(files[0])}
     found: dict[str, Path] = {}
     for path in files:
         split = SPLITS.get(path.stem, path.stem)
@@ -227,20 +259,6 @@ def _folder(name: str, folder: Path) -> dict[str, Rows]:
             )
         found[split] = path
     return {split: file_rows(path) for split, path in found.items()}
-
-
-def _divided(rows: Rows) -> dict[str, Rows]:
-    """Train and validation by a hash of each row, so equal rows stay on one side and new rows move no old
-    one."""
-    order = np.array(
-        [key_of("split", json.dumps(row, sort_keys=True, default=str)) for row in rows], np.uint64
-    )
-    held = order % np.uint64(HELD_OUT) == 0
-    if len(order) > 1 and not held.any():
-        held = order == order.min()
-    if held.all():  # one row, or copies of one row: nothing can be held out
-        return {"train": rows}
-    return {"train": rows.take(np.flatnonzero(~held)), "validation": rows.take(np.flatnonzero(held))}
 
 
 def _from_hub(name: str, source: str) -> dict[str, Rows]:
@@ -306,7 +324,7 @@ def _arrow_digest(data: Any) -> str:
 
 
 def _renamed(spec: TaskSpec, available: Mapping[str, Rows]) -> dict[str, Rows]:
-    """spec.splits first; then what the source has left, under the name it goes by here."""
+    """What spec.splits names, and train in any case; without it all that the source has."""
     found, used = {}, set()
     canonical = {SPLITS.get(name, name): name for name in reversed(available)}
     for split, wanted in spec.splits.items():
@@ -324,7 +342,9 @@ def _renamed(spec: TaskSpec, available: Mapping[str, Rows]) -> dict[str, Rows]:
         )
         found[split] = rows if (low, high) == (0, len(rows)) else rows.take(np.arange(low, max(low, high)))
     left = {
-        split: available[name] for split, name in canonical.items() if name not in used and split not in found
+        split: available[name]
+        for split, name in canonical.items()
+        if name not in used and split not in found and (split == "train" or not spec.splits)
     }
     return {
         split: rows

@@ -90,11 +90,6 @@ class TokenStore:
     def __contains__(self, column: str) -> bool:
         return column in self._arrays
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """(S,) tokens of every sequence."""
-        return self._arrays["token_counts"]
-
     def sizes(self, rows: np.ndarray) -> np.ndarray:
         """(3, n) length, sequences and target_length of `rows`: what cutting into batches needs."""
         return self._sizes[:, rows]

@@ -4,9 +4,7 @@ from mtnlp.errors import MtnlpError
 from mtnlp.registry import Registry
 
 _registry = Registry(__name__, "head")
-names, get, register, summary, unknown = (
-    _registry.names, _registry.get, _registry.register, _registry.summary, _registry.unknown,
-)
+names, get, register, summary = _registry.names, _registry.get, _registry.register, _registry.summary
 
 
 def for_kind(kind: str) -> type:
@@ -16,6 +14,8 @@ def for_kind(kind: str) -> type:
         MtnlpError: nothing but text can be the answer of this kind (generate), or no such kind.
     """
     if kind == "generate":
-        raise MtnlpError("A generate task has no head: its answer is text. Use a backbone that writes text "
-                         "(model.family encoder-decoder or decoder), or leave the task out.")
+        raise MtnlpError(
+            "A generate task has no head: its answer is text. Use a backbone that writes text "
+            "(model.family encoder-decoder or decoder), or leave the task out."
+        )
     return get("classify" if kind == "pair" else kind)

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from mtnlp.data.batch import TaskSlice
 from mtnlp.tasks.spec import TaskSpec
 
-POOLINGS = ("mean", "first", "last")
-
 
 class Head(nn.Module, ABC):
     """Made per task from (width, spec, pooling, dropout). `spec.labels` is resolved by then.

@@ -1,7 +1,7 @@
 """A number per text: squared error, in units of the task's own scale (TaskSpec.score_scale).
 
-Centre and spread are mapped to 0 and 1, so that a fresh head starts in the middle and every regression loss has a size
-like that of the other kinds, whatever the unit of the scores.
+Centre and spread are mapped to 0 and 1, so that a fresh head starts in the middle and every regression loss
+has a size like that of the other kinds, whatever the unit of the scores.
 
 Shapes: S sequences = N examples, L length, D width.
 """

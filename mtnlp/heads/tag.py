@@ -11,11 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtnlp import heads
-from mtnlp.data.batch import TaskSlice
+from mtnlp.data.batch import IGNORED, TaskSlice
 from mtnlp.heads.base import Head, linear, project
 from mtnlp.tasks.spec import TaskSpec
-
-UNSCORED = -100
 
 
 @heads.register("tag")
@@ -28,8 +26,8 @@ class Tag(Head):
 
     def loss(self, hidden_SLD: Tensor, mask_SL: Tensor, part: TaskSlice) -> Tensor:
         scores_SCL = project(self.out, self.dropout(hidden_SLD)).transpose(1, 2)
-        losses_SL = F.cross_entropy(scores_SCL, part.target, reduction="none", ignore_index=UNSCORED)
-        return losses_SL.sum(1) / (part.target != UNSCORED).sum(1).clamp(min=1)
+        losses_SL = F.cross_entropy(scores_SCL, part.target, reduction="none", ignore_index=IGNORED)
+        return losses_SL.sum(1) / (part.target != IGNORED).sum(1).clamp(min=1)
 
     def predict(self, hidden_SLD: Tensor, mask_SL: Tensor, part: TaskSlice) -> list[dict[str, Any]]:
         values_SL = project(self.out, hidden_SLD).argmax(-1).tolist()

@@ -25,7 +25,13 @@ ALIASES = ("minilm", "minilm" + SEQ2SEQ)
 
 
 def load(
-    name: str, *, revision: str | None, family: str, attention: str, trust_remote_code: bool, weights: bool = True
+    name: str,
+    *,
+    revision: str | None,
+    family: str,
+    attention: str,
+    trust_remote_code: bool,
+    weights: bool = True,
 ) -> Backbone:
     """See Backbone.load and, for weights=False, Backbone.outline."""
     if family not in ("auto", *FAMILIES):

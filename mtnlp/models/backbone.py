@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtnlp.data.batch import Batch
+from mtnlp.data.batch import IGNORED, Batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -84,11 +84,17 @@ class Backbone(nn.Module):
     def outline(
         cls, name: str, *, revision: str | None = None, family: str = "auto", trust_remote_code: bool = False
     ) -> Backbone:
-        """The same without weights, which are neither read nor downloaded: sizes, names and tokenizer only."""
+        """Sizes, names and tokenizer only: no weights are read or downloaded."""
         from mtnlp.models import _load
 
-        return _load.load(name, revision=revision, family=family, attention="auto",
-                          trust_remote_code=trust_remote_code, weights=False)
+        return _load.load(
+            name,
+            revision=revision,
+            family=family,
+            attention="auto",
+            trust_remote_code=trust_remote_code,
+            weights=False,
+        )
 
     @property
     def described(self) -> str:
@@ -109,9 +115,8 @@ class Backbone(nn.Module):
         for name, module in self.net.named_modules():
             if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
                 # RoBERTa counts positions from the one after its padding index.
-                limits.append(
-                    module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-                )
+                unused = 0 if module.padding_idx is None else module.padding_idx + 1
+                limits.append(module.num_embeddings - unused)
         if self.tokenizer is not None:
             limits.append(self.tokenizer.model_max_length)
         return min(limits)
@@ -128,14 +133,9 @@ class Backbone(nn.Module):
 
     def checkpoint_activations(self) -> None:
         """Keep only what enters the blocks and run each again in backward: less memory, a third more time."""
-        options = {
-            "use_reentrant": False
-        }  # reentrant checkpoints lose the gradient of a router's balance loss
-        enable = (
-            getattr(self.net, "activation_checkpointing_enable", None)
-            or self.net.gradient_checkpointing_enable
-        )
-        enable(options)
+        net = self.net
+        enable = getattr(net, "activation_checkpointing_enable", None) or net.gradient_checkpointing_enable
+        enable({"use_reentrant": False})  # reentrant ones lose the gradient of a router's balance loss
 
     # Encoders.
 
@@ -185,10 +185,10 @@ class Backbone(nn.Module):
         """(S,) summed cross-entropy and (S,) number of the labelled tokens."""
         labels, extra = batch.labels, {}
         if self.family == "decoder":  # the state at a token predicts the next one
-            labels = F.pad(labels[:, 1:], (0, 1), value=-100)
+            labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
         else:
             extra["decoder_input_ids"] = self.net.prepare_decoder_input_ids_from_labels(labels)
-        kept = labels != -100
+        kept = labels != IGNORED
         with self._scoring_only(kept):
             logits_NV = self.net(**_inputs(batch), **extra, use_cache=False).logits[0]
         losses_N = F.cross_entropy(logits_NV.float(), labels[kept], reduction="none")

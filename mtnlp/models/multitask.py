@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtnlp.data.batch import Batch
+from mtnlp.data.batch import IGNORED, Batch
 from mtnlp.errors import MtnlpError
 from mtnlp.heads.base import Head
 from mtnlp.models.backbone import Backbone
@@ -103,7 +103,7 @@ class MultitaskModel(nn.Module):
             self.begin(tasks)
         targets = None
         if self.backbone.family == "encoder-decoder" and batch.labels is not None:
-            targets = (batch.labels != -100).long()
+            targets = (batch.labels != IGNORED).long()
         self.strategy.select(batch.task_ids, batch.attention_mask, tasks=tasks, target_mask=targets)
 
     def head(self, task: int) -> Head:

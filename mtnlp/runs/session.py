@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtnlp.bench.predict import Questions
 from mtnlp.data.shuffle import sample
-from mtnlp.errors import DataError, MtnlpError, RecipeError
+from mtnlp.data.sources import read_example
+from mtnlp.errors import DataError, MtnlpError
 from mtnlp.tasks.examples import demonstrations
-from mtnlp.tasks.spec import Example
+from mtnlp.tasks.spec import Example, TaskSpec
+from mtnlp.tasks.templates import render
 
 if TYPE_CHECKING:
-    from mtnlp.assemble import Plan
     from mtnlp.data.encode import Encoder
+    from mtnlp.data.sources import Row, Rows
     from mtnlp.data.store import TokenStore
     from mtnlp.data.task_data import TaskData
 
 BASELINE_ROWS = 20_000  # training rows that a baseline is read from, at most
+CHUNK = 1_000  # rows read at a time
 
 
 def cache_dir() -> Path:
@@ -26,51 +30,85 @@ def cache_dir() -> Path:
     return Path(os.environ.get("MTNLP_CACHE") or Path.home() / ".cache" / "mtnlp").expanduser()
 
 
-def training_stores(plan: Plan, encoder: Encoder) -> list[TokenStore]:
-    """The tokenised training rows of every task.
+def store_of(data: TaskData, split: str, encoder: Encoder, problems: list[str]) -> TokenStore | None:
+    """The tokens of a split; None, and a sentence more in `problems`, if a row cannot be used."""
+    try:
+        return data.store(split, encoder, cache_dir() / "tokens", shots=shots_of(data.spec))
+    except DataError as error:
+        problems.append(bad_rows(data, split, form=encoder.form) or f"{data.spec.name}: {error}")
+    except OSError as error:
+        raise MtnlpError(
+            f"{cache_dir()}: tokens cannot be kept there ({error.strerror}). Set MTNLP_CACHE to a folder that can "
+            "be written."
+        ) from None
+    return None
 
-    Raises:
-        RecipeError: every task with a row that cannot be used, each with file, line and field.
+
+def bad_rows(data: TaskData, split: str, *, most: int | None = None, form: str = "encoder") -> str | None:
+    """What is wrong with the first row of a split that cannot be used, and how many more there are; None = all
+    are good.
+
+    Args:
+        most: look at those only that `questions_of` takes.
+        form: in the text forms a row must also fit its template.
     """
-    stores, problems = [], []
-    for data in plan.data:
+    rows, first, count = _chosen(data, split, most), "", 0
+    for i, row in _each(rows):
         try:
-            stores.append(data.store("train", encoder, cache_dir() / "tokens", shots=shots_of(data)))
+            if isinstance(row, DataError):
+                raise row
+            example = read_example(data.spec, rows, i, row)
+            if form != "encoder":
+                render(data.spec, example, shots=shots_of(data.spec))
         except DataError as error:
-            problems.append(str(error))
-    if problems:
-        raise RecipeError(plan.recipe.name, problems)
-    return stores
+            place, text = rows.where(i), str(error)
+            first = first or (text if text.startswith(place) else f"{place}: {text}")
+            count += 1
+    if not count:
+        return None
+    rest = f" In all {count:,} rows of {split} cannot be used." if count > 1 else ""
+    return f"{data.spec.name}: {first}{rest}"
 
 
 def questions_of(data: TaskData, split: str, *, most: int | None = None) -> Questions:
-    """Labelled examples of a split: all, or `most` of them chosen by a fixed permutation, in the order of the file."""
-    rows = _chosen(data, split, most)
-    return Questions(data.spec, [data.example(split, i) for i in rows], shots=shots_of(data))
+    """Labelled examples of a split: all, or `most` of them chosen by a fixed permutation, in their order."""
+    return Questions(data.spec, _examples(data, _chosen(data, split, most)), shots=shots_of(data.spec))
 
 
 def train_targets(data: TaskData) -> list[Any]:
     """Targets of (at most BASELINE_ROWS) training rows."""
-    return [data.example("train", i).target for i in _chosen(data, "train", BASELINE_ROWS)]
+    return [example.target for example in _examples(data, _chosen(data, "train", BASELINE_ROWS))]
 
 
-def shots_of(data: TaskData) -> tuple[Example, ...]:
-    """The solved examples that every prompt of this task shows.
-
-    Raises:
-        MtnlpError: fewer demonstrations than spec.shots and no train split to draw the rest from.
-    """
-    spec = data.spec
-    given = demonstrations(spec)[: spec.shots]
-    if len(given) == spec.shots:
-        return given
-    if "train" not in data.splits:
-        raise MtnlpError(f"{spec.name}: shots is {spec.shots}, and there are {len(given)} demonstrations and no train "
-                         "split to draw the rest from. Add `demonstrations`, or lower `shots`.")
-    drawn = sample(len(data.rows("train")), spec.shots - len(given), f"shots {spec.name}")
-    return (*given, *(data.example("train", int(i)) for i in drawn))
+def shots_of(spec: TaskSpec) -> tuple[Example, ...]:
+    """The solved examples that every prompt of an opened task shows."""
+    return demonstrations(spec.replace(demonstrations=spec.demonstrations[: spec.shots]))
 
 
-def _chosen(data: TaskData, split: str, most: int | None) -> list[int]:
-    size = len(data.rows(split))
-    return list(range(size)) if most is None else sample(size, most, f"{split} {data.spec.name}").tolist()
+def _examples(data: TaskData, rows: Rows) -> list[Example]:
+    return [read_example(data.spec, rows, i, row) for i, row in enumerate(rows)]
+
+
+def _chosen(data: TaskData, split: str, most: int | None) -> Rows:
+    rows = data.rows(split)
+    if most is None or most >= len(rows):
+        return rows
+    return rows.take(sample(len(rows), most, f"{split} {data.spec.name}"))
+
+
+def _each(rows: Rows) -> Iterator[tuple[int, Row | DataError]]:
+    """(index, row) of all rows, or the error of a row that cannot even be read."""
+    for start in range(0, len(rows), CHUNK):
+        stop = min(start + CHUNK, len(rows))
+        try:
+            chunk: Sequence[Any] = rows.read(start, stop)
+        except DataError:
+            chunk = [_one(rows, i) for i in range(start, stop)]
+        yield from enumerate(chunk, start)
+
+
+def _one(rows: Rows, i: int) -> Row | DataError:
+    try:
+        return rows[i]
+    except DataError as error:
+        return error

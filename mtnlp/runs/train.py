@@ -14,27 +14,40 @@ from typing import TYPE_CHECKING, Any
 from mtnlp import assemble, config
 from mtnlp.assemble import Plan
 from mtnlp.bench.evaluate import Report, evaluate, goodness
-from mtnlp.errors import MtnlpError
+from mtnlp.errors import MtnlpError, RecipeError
 from mtnlp.runs.folder import RunFolder
-from mtnlp.runs.session import questions_of, train_targets, training_stores
+from mtnlp.runs.hints import next_steps
+from mtnlp.runs.session import bad_rows, questions_of, store_of, train_targets
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mtnlp.config import Recipe
     from mtnlp.data.encode import Encoder
+    from mtnlp.data.store import TokenStore
+    from mtnlp.data.task_data import TaskData
+    from mtnlp.train.callbacks import Progress
     from mtnlp.train.loop import Run
 
 
-def finetune(source: config.Source, overrides: Iterable[str] = (), *, out: Path | None = None, resume: bool = False,
-             force: bool = False, dry_run: bool = False, trust_remote_code: bool = False,
-             console: Console | None = None) -> Report | None:
+def finetune(
+    source: config.Source,
+    overrides: Iterable[str] = (),
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    trust_remote_code: bool = False,
+    console: Console | None = None,
+) -> Report | None:
     """Train one backbone on all tasks of a recipe; see mtnlp.finetune for the arguments.
 
     Returns:
         The final table, on all ranks; None after a dry run.
     """
     started = time.perf_counter()
-    plan = assemble.resolve(source, overrides)
+    plan = _resolved(source, overrides)
     folder = RunFolder(Path(out or Path("runs") / plan.recipe.name))
     folder.check(plan.recipe, resume=resume, force=force)
 
@@ -42,9 +55,11 @@ def finetune(source: config.Source, overrides: Iterable[str] = (), *, out: Path 
     say = _printer(console, accelerator)
     backbone = assemble.build_backbone(plan.recipe, trust_remote_code=trust_remote_code)
     encoder = assemble.encoder_for(plan.recipe, backbone.tokenizer, backbone.family)
+    model = assemble.build_model(plan.recipe, plan.specs, backbone)
+    assemble.build_balancer(plan.recipe, model)  # so that what does not fit is told before rows are tokenised
     with accelerator.main_process_first():  # the others find the token stores made
-        stores = training_stores(plan, encoder)
-    run = assemble.build_run(plan, backbone, stores, encoder, accelerator)
+        stores = _training_stores(plan, encoder, config.label(source), visible=accelerator.is_main_process)
+    run = assemble.build_run(plan, backbone, stores, encoder, accelerator, model=model)
     say(assemble.summary(plan, run))
     if dry_run:
         say("Dry run: everything is in order, nothing was written.")
@@ -57,13 +72,84 @@ def finetune(source: config.Source, overrides: Iterable[str] = (), *, out: Path 
         _resume(run, folder, say)
     judge = _Judge(plan, run, encoder)
     _train(plan, run, folder, judge, say)
-    report = judge.final(seconds=time.perf_counter() - started)
+    with _status(accelerator.is_main_process) as tell:
+        tell("scoring all rows")
+        report = judge.final(seconds=time.perf_counter() - started)
     _export(run, folder)
     if accelerator.is_main_process:
         report.save(folder.results)
     say(report)
-    say(_next_steps(folder, plan))
+    say(next_steps(folder.path, plan.data))
     return report
+
+
+# Before training.
+
+
+def _resolved(source: config.Source, overrides: Iterable[str]) -> Plan:
+    """The plan, with all rows read that it will be scored on. Only if something is wrong, training rows are read
+    as well, so that everything is told at once; else they are read when they are tokenised.
+
+    Raises:
+        RecipeError: every problem of keys, names, options, files, columns and rows.
+    """
+    try:
+        return assemble.resolve(source, overrides, look=_bad_judged_rows)
+    except RecipeError:
+        return assemble.resolve(source, overrides, look=_bad_rows)
+
+
+def _bad_rows(recipe: Recipe, data: TaskData) -> list[str]:
+    training = bad_rows(data, "train") if "train" in data.splits else None
+    return [*_bad_judged_rows(recipe, data), *([training] if training else [])]
+
+
+def _bad_judged_rows(recipe: Recipe, data: TaskData, form: str = "encoder") -> list[str]:
+    """A sentence with file, line and field per split that the task will be scored on and that holds a bad row."""
+    judged = {_split_while_training(recipe, data): recipe.eval.rows, _final_split(recipe, data): None}
+    problems = [bad_rows(data, split, most=most, form=form) for split, most in judged.items() if split]
+    return [problem for problem in problems if problem]
+
+
+def _training_stores(plan: Plan, encoder: Encoder, where: str, *, visible: bool) -> list[TokenStore]:
+    """The tokenised training rows of every task; `where` is what messages call the recipe.
+
+    Raises:
+        RecipeError: every task with a row that cannot be used, each with file, line and field.
+    """
+    stores, problems = [], []
+    with _status(visible) as tell:
+        for i, data in enumerate(plan.data, start=1):
+            tell(f"reading {i} of {len(plan.data)} tasks: {data.spec.name}")
+            found = _bad_judged_rows(plan.recipe, data, encoder.form) if encoder.form != "encoder" else []
+            problems += found
+            stores += [] if found else [store_of(data, "train", encoder, problems)]
+    if problems:
+        raise RecipeError(where, problems)
+    return stores
+
+
+@contextmanager
+def _status(visible: bool) -> Iterator[Callable[[str], None]]:
+    """What is being done, on a terminal only."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    if not visible or not console.is_terminal:
+        yield lambda text: None
+        return
+    with console.status("") as status:
+        yield status.update
+
+
+def _split_while_training(recipe: Recipe, data: TaskData) -> str | None:
+    """What a task is judged on during training: never on test unless the recipe says so."""
+    return next((name for name in (recipe.eval.split, "validation") if name in data.splits), None)
+
+
+def _final_split(recipe: Recipe, data: TaskData) -> str | None:
+    wanted = (recipe.eval.final_split or recipe.eval.split, "validation", "test")
+    return next((name for name in wanted if name in data.splits), None)
 
 
 def _accelerator(plan: Plan, folder: RunFolder) -> Any:
@@ -111,6 +197,9 @@ def _resume(run: Run, folder: RunFolder, say: Callable[[Any], None]) -> None:
         say("No checkpoint yet: starting from the first step.")
 
 
+# Training.
+
+
 class _Judge:
     """Scores the run on its evaluation rows, and at the end on the final split."""
 
@@ -120,36 +209,42 @@ class _Judge:
         self.targets = {i: train_targets(data) for i, data in enumerate(plan.data)}
         self._questions: dict[int, Any] | None = None
 
-    def scores(self) -> dict[str, float]:
-        """Task -> main score on eval.split, greater is better."""
+    def report(self) -> Report:
+        """The scores on eval.split."""
         settings = self.plan.recipe.eval
         if self._questions is None:
-            self._questions = {i: questions_of(data, split, most=settings.rows) for i, data in enumerate(self.plan.data)
-                               if (split := _split(data, settings.split))}
-        report = evaluate(self.predictor, self._questions, self.targets, split=settings.split)
-        return {score.task: goodness(score.main, score.kind, score.values[score.main]) for score in report.scores}
+            self._questions = {
+                i: questions_of(data, split, most=settings.rows)
+                for i, data in enumerate(self.plan.data)
+                if (split := _split_while_training(self.plan.recipe, data))
+            }
+        return evaluate(self.predictor, self._questions, self.targets, split=settings.split)
 
     def final(self, *, seconds: float) -> Report:
         """All rows of eval.final_split (validation for tasks that lack it), with the kept weights."""
-        recipe, run = self.plan.recipe, self.run
-        wanted = recipe.eval.final_split or recipe.eval.split
-        parts = []
         by_split: dict[str, dict[int, Any]] = {}
         for i, data in enumerate(self.plan.data):
-            if split := _split(data, wanted):
+            if split := _final_split(self.plan.recipe, data):
                 by_split.setdefault(split, {})[i] = questions_of(data, split)
-        for split, questions in by_split.items():
-            parts += evaluate(self.predictor, questions, self.targets, split=split).scores
+        scores = [
+            score
+            for split, questions in by_split.items()
+            for score in evaluate(self.predictor, questions, self.targets, split=split).scores
+        ]
         order = {name: i for i, name in enumerate(self.plan.names)}
-        about = {"run": recipe.name, "backbone": recipe.model.backbone, "strategy": recipe.model.strategy.name,
-                 "step": run.memory.get("best", {}).get("step", run.step) if recipe.eval.keep == "best" else run.step,
-                 "steps": run.step, "seconds": round(seconds, 1)}
-        return Report(tuple(sorted(parts, key=lambda score: order[score.task])), about)
+        return Report(tuple(sorted(scores, key=lambda score: order[score.task])), self._about(seconds))
 
-
-def _split(data: Any, wanted: str) -> str | None:
-    """The wanted split of a task, else another one to judge on; None if it has only training rows."""
-    return next((name for name in (wanted, "validation", "test") if name in data.splits), None)
+    def _about(self, seconds: float) -> dict[str, Any]:
+        recipe, run = self.plan.recipe, self.run
+        best = run.memory.get("best", {}) if recipe.eval.keep == "best" else {}
+        return {
+            "run": recipe.name,
+            "backbone": recipe.model.backbone,
+            "strategy": recipe.model.strategy.name,
+            "step": best.get("step", run.step),
+            "steps": run.step,
+            "seconds": round(seconds, 1),
+        }
 
 
 def _train(plan: Plan, run: Run, folder: RunFolder, judge: _Judge, say: Callable[[Any], None]) -> None:
@@ -157,18 +252,26 @@ def _train(plan: Plan, run: Run, folder: RunFolder, judge: _Judge, say: Callable
 
     settings, acc = plan.recipe.eval, run.accelerator
     writer = callbacks.MetricsWriter(folder.metrics, step=run.step, enabled=acc.is_main_process)
-    progress = callbacks.Progress(run.steps, done=run.step, enabled=acc.is_main_process)
-    judged = any(_split(data, settings.split) for data in plan.data)
+    progress = callbacks.Progress(run.steps, tasks=run.tasks, done=run.step, enabled=acc.is_main_process)
+    judged = any(_split_while_training(plan.recipe, data) for data in plan.data)
     best = folder.weights if settings.keep == "best" and judged else None
-    scored = callbacks.Evaluate(run, judge.scores, best=best, patience=settings.patience, writer=writer)
-    save = callbacks.Save(run, folder.checkpoints)
+
+    def scores() -> dict[str, float]:
+        with progress.doing("scoring"):
+            report = judge.report()
+        progress.say(report.line(f"scores after step {run.step}", progress.short))
+        return {score.task: goodness(score.main, score.kind, score.values[score.main]) for score in report.scores}
+
+    scored = callbacks.Evaluate(run, scores, best=best, patience=settings.patience, writer=writer)
     tracker = [callbacks.Tracker(acc)] if plan.recipe.track else []
     if tracker:
         acc.init_trackers(plan.recipe.name)
-    todo = [writer, progress, *tracker, *([callbacks.Every(settings.every, scored, last=run.steps)] if judged else []),
-            callbacks.Every(plan.recipe.train.checkpoint_every or settings.every, save, last=run.steps)]
+    save_every = plan.recipe.train.checkpoint_every or settings.every
+    todo = [writer, progress, *tracker]
+    todo += [callbacks.Every(settings.every, scored, last=run.steps)] if judged else []
+    todo += [callbacks.Every(save_every, callbacks.Save(run, folder.checkpoints), last=run.steps)]
     try:
-        with _stopping(run):
+        with _stopping(run, progress):
             loop.fit(run, todo)
     finally:
         for item in (progress, writer, *tracker):
@@ -190,7 +293,7 @@ INTERRUPTED = "interrupted"
 
 
 @contextmanager
-def _stopping(run: Run) -> Iterator[None]:
+def _stopping(run: Run, progress: Progress) -> Iterator[None]:
     """The first Ctrl-C (or SIGTERM) ends the run after the current step, the second one at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -200,6 +303,7 @@ def _stopping(run: Run) -> Iterator[None]:
         if run.stopped == INTERRUPTED:
             raise KeyboardInterrupt
         run.stopped = INTERRUPTED
+        progress.stopping()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -226,10 +330,3 @@ def _export(run: Run, folder: RunFolder) -> None:
             place.mkdir(parents=True, exist_ok=True)
             (place / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
             save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
-def _next_steps(folder: RunFolder, plan: Plan) -> str:
-    task = next((spec for spec in plan.specs if spec.kind in ("classify", "generate", "tag")), plan.specs[0])
-    return (f"\nThe run lies in {folder.path}. Try next:\n"
-            f"  echo 'Return the square root of x.' | mtnlp predict {folder.path} --task {task.name}\n"
-            f"  mtnlp eval {folder.path} --split validation")

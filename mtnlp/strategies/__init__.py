@@ -3,10 +3,4 @@
 from mtnlp.registry import Registry
 
 _registry = Registry(__name__, "strategy")
-names, get, register, summary, unknown = (
-    _registry.names,
-    _registry.get,
-    _registry.register,
-    _registry.summary,
-    _registry.unknown,
-)
+names, get, register, summary = _registry.names, _registry.get, _registry.register, _registry.summary

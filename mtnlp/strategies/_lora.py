@@ -159,14 +159,17 @@ def features(linear: nn.Module) -> tuple[int, int]:
     return linear.in_features, linear.out_features
 
 
+def per_block(backbone: Backbone) -> dict[str, dict[str, nn.Module]]:
+    """Transformer block -> its linear layers; all by their names in the network."""
+    return {
+        prefix: {f"{prefix}.{name}": m for name, m in block.named_modules() if isinstance(m, LINEAR)}
+        for prefix, block in backbone.blocks()
+    }
+
+
 def block_linears(backbone: Backbone) -> dict[str, nn.Module]:
     """Every linear layer inside the transformer blocks, by its name in the network."""
-    return {
-        f"{prefix}.{name}": module
-        for prefix, block in backbone.blocks()
-        for name, module in block.named_modules()
-        if isinstance(module, LINEAR)
-    }
+    return {name: module for block in per_block(backbone).values() for name, module in block.items()}
 
 
 def find_targets(backbone: Backbone, targets: str, strategy: str) -> dict[str, nn.Module]:

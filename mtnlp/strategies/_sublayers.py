@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from mtnlp.errors import MtnlpError
-from mtnlp.strategies._lora import LINEAR, endings
+from mtnlp.strategies._lora import block_linears, endings
 
 if TYPE_CHECKING:
     from mtnlp.models.backbone import Backbone
@@ -37,18 +37,9 @@ def matching(linears: Mapping[str, nn.Module], pattern: str) -> dict[str, nn.Mod
     return {name: module for name, module in linears.items() if re.search(pattern, name)}
 
 
-def per_block(backbone: Backbone) -> dict[str, dict[str, nn.Module]]:
-    """Block name -> its linear layers by their full names."""
-    return {
-        prefix: {f"{prefix}.{name}": m for name, m in block.named_modules() if isinstance(m, LINEAR)}
-        for prefix, block in backbone.blocks()
-    }
-
-
 def unknown(backbone: Backbone, strategy: str, what: str, pattern: str, fix: str) -> MtnlpError:
     """The error of a backbone whose modules have other names."""
-    linears = {name: module for block in per_block(backbone).values() for name, module in block.items()}
     return MtnlpError(
         f"{strategy}: {backbone.described} has no {what} in its blocks: no linear layer is called "
-        f"/{pattern}/. {endings(linears)} {fix}"
+        f"/{pattern}/. {endings(block_linears(backbone))} {fix}"
     )

@@ -27,8 +27,16 @@ from torch import Tensor, nn
 
 from mtnlp import strategies
 from mtnlp.strategies._bank import generator_for
-from mtnlp.strategies._lora import Replacement, SharedLora, check_lora, draw_down, features, replace
-from mtnlp.strategies._sublayers import FEED_FORWARD_IN, FEED_FORWARD_OUT, matching, per_block, unknown
+from mtnlp.strategies._lora import (
+    Replacement,
+    SharedLora,
+    check_lora,
+    draw_down,
+    features,
+    per_block,
+    replace,
+)
+from mtnlp.strategies._sublayers import FEED_FORWARD_IN, FEED_FORWARD_OUT, matching, unknown
 from mtnlp.strategies.base import Routing, Strategy, compute_dtype, freeze, require
 
 if TYPE_CHECKING:

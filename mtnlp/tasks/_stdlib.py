@@ -7,7 +7,6 @@ only the first is kept, so no description stands in two splits.
 from __future__ import annotations
 
 import ast
-import hashlib
 import inspect
 import re
 import sys
@@ -20,8 +19,8 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from mtnlp.errors import DataError
+from mtnlp.tasks._draw import split_of
 
-SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
@@ -64,18 +63,7 @@ class Function:
 
     @cached_property
     def split(self) -> str:
-        place, high = chance("split", self.path), 0.0
-        for split, share in SPLITS.items():
-            high += share
-            if place < high:
-                return split
-        return split
-
-
-def chance(*key: str) -> float:
-    """A number in [0, 1) that follows from the key alone, in every process and on every machine."""
-    digest = hashlib.blake2b("\0".join(key).encode(), digest_size=6).digest()
-    return int.from_bytes(digest, "big") / 2**48
+        return split_of(self.path)
 
 
 def blanked(text: str, name: str) -> str:
@@ -99,9 +87,7 @@ def functions() -> tuple[Function, ...]:
     found: dict[str, Function] = {}
     for file in _files(root):
         for function in _documented(file, ".".join(_module(file, root))):
-            found.setdefault(
-                function.path, function
-            )  # a setter shares its property's name: the first one stays
+            found.setdefault(function.path, function)  # of a property and its setter the first stays
     kept: dict[str, Function] = {}
     for path in sorted(found):
         kept.setdefault(_says(found[path]), found[path])

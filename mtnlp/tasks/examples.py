@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from mtnlp.errors import DataError, did_you_mean
+from mtnlp.errors import DataError, did_you_mean, shown
 from mtnlp.tasks.spec import UNLABELLED, Example, TaskSpec
 from mtnlp.tasks.templates import render_field, variables
 
 _MISSING = object()
-_HIDDEN = "has no answer. Is this the unlabelled test split? Leave it out with `splits`"
+_HIDDEN = "has no answer. Is this the unlabelled test split? Name only the others under `splits`"
 MOST_LABELS = 1000  # more different values than this in one column are not a closed list of labels
 
 
@@ -319,5 +319,4 @@ def _order(text: str, numbers: bool) -> tuple[float, str]:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+    return f"{shown(value)} ({type(value).__name__})"

@@ -7,14 +7,14 @@ instances in one JSON.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mtnlp.errors import DataError, MtnlpError, did_you_mean
-from mtnlp.tasks.spec import TaskSpec
+from mtnlp.tasks._draw import SPLITS, split_of
+from mtnlp.tasks.spec import KINDS, TaskSpec
 
 # metric of a meta.json -> ours, and the kinds for which the two are the same number
 METRICS: dict[str, tuple[str, set[str]]] = {
@@ -138,11 +138,10 @@ def read_natural_instructions(path: Path) -> TaskSpec:
             f"{path}: no {' and no '.join(map(repr, missing))}. A Natural-Instructions file has "
             "Definition, Positive Examples and Instances."
         )
-    rows: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
+    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     for index, item in enumerate(data["Instances"]):
         row = _instance(item, f"{path}: Instances[{index}]")
-        share = int.from_bytes(hashlib.sha256(row["input"].encode()).digest()[:8], "big") / 2**64
-        rows["train" if share < 0.8 else "validation" if share < 0.9 else "test"].append(row)
+        rows[split_of(row["input"])].append(row)
     shown = [
         _instance(item, f"{path}: Positive Examples[{i}]")
         for i, item in enumerate(data.get("Positive Examples") or [])
@@ -180,13 +179,11 @@ def _spec(
         kind=kind,
         source=str(path),
         fields=fields,
-        labels=tuple(labels)
-        if labels and kind in ("classify", "pair", "ordinal", "multilabel", "tag")
-        else None,
+        labels=tuple(labels) if labels and KINDS[kind].labelled else None,
         instruction=str(meta.get("instruction") or ""),
         metrics=metrics,
         demonstrations=tuple(
-            _shown(example, fields["target"]) for example in meta.get("positive_examples") or ()
+            _demonstration(example, fields["target"]) for example in meta.get("positive_examples") or ()
         ),
         score_range=(float(low_high[0]), float(low_high[1])) if low_high else None,
         floor=meta.get("floor") or {},
@@ -223,7 +220,7 @@ def _generated(meta: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
     return fields
 
 
-def _shown(example: Mapping[str, Any], target: str) -> dict[str, Any]:
+def _demonstration(example: Mapping[str, Any], target: str) -> dict[str, Any]:
     output = example["output"]
     return {
         "input": example["input"],

@@ -1,7 +1,8 @@
 """What the tasks of a recipe can be: registered names, YAML files, folders, Natural-Instructions files.
 
-A task in YAML has TaskSpec's fields as keys, and two short forms: `template: "..."` for one template, and
-`use: glue/sst2` to start from another task and change some keys (each key given replaces that key whole).
+A task in YAML has TaskSpec's fields as keys, and two short forms: `use: glue/sst2` to start from another task and
+change some keys (each key given replaces that key whole), and `template:` for one template, as a text or by the
+name it has among the task's own.
 """
 
 from __future__ import annotations
@@ -69,12 +70,13 @@ def from_mapping(data: Mapping[str, Any], *, base: Path | str, where: str) -> Ta
         f"{key}: no such key. {did_you_mean(str(key), KEYS, shown=99)}" for key in data if key not in KEYS
     ]
     fields = _used(data.get("use"), Path(base), problems)
-    for key in (key for key in data if key in KEYS and key != "use"):
+    for key in (key for key in KEYS if key in data and key != "use"):  # template after templates
         try:
             value = _CHECKS[key](data[key])
-            fields["templates" if key == "template" else key] = (
-                _based(value, Path(base)) if key == "source" else value
-            )
+            if key == "template":
+                fields["templates"] = _first(value, fields.get("templates", {}))
+            else:
+                fields[key] = _based(value, Path(base)) if key == "source" else value
         except MtnlpError as error:
             problems.append(f"{key}: {error}")
     missing = [key for key in ("name", "kind", "source") if key not in fields]
@@ -199,6 +201,17 @@ def _template(value: Any) -> Template:
     raise MtnlpError(f"expected a text, or {{prompt: ..., target: ...}}, found {value!r}.")
 
 
+def _first(chosen: Template, known: Mapping[str, Template]) -> dict[str, Template]:
+    """The templates of a task with the chosen one in front: one of them by its name, or a new one instead."""
+    name = chosen.prompt
+    if name in known:
+        return {name: known[name], **known}
+    if "{{" in name or "{%" in name:
+        return {"default": chosen}
+    others = did_you_mean(name, known) if known else "This task has none of its own."
+    raise MtnlpError(f"{name!r} is neither a template's name nor a text with {{{{ a field }}}}. {others}")
+
+
 def _templates(value: Any) -> dict[str, Template]:
     if not isinstance(value, Mapping) or not value:
         raise MtnlpError(f"expected a mapping of name to template, found {value!r}.")
@@ -257,7 +270,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "words": _words,
     "instruction": _text,
     "templates": _templates,
-    "template": lambda value: {"default": _template(value)},
+    "template": _template,
     "demonstrations": _is(
         "a list of rows",
         lambda value: isinstance(value, list) and all(isinstance(row, Mapping) for row in value),

@@ -17,7 +17,8 @@ from functools import cache
 from typing import Any
 
 from mtnlp.errors import MtnlpError, did_you_mean
-from mtnlp.tasks._stdlib import SPLITS, Function, blanked, chance, functions, plain
+from mtnlp.tasks._draw import SPLITS, chance
+from mtnlp.tasks._stdlib import Function, blanked, functions, plain
 from mtnlp.tasks.spec import TaskSpec
 
 PACKAGES = 12  # labels of `module`

@@ -100,8 +100,8 @@ class TaskSpec:
         shots: solved examples put into every prompt of a text-to-text model: the first demonstrations.
         metrics: names from mtnlp.metrics; the first is the task's main score; default: the kind's.
         score_range: (low, high) of a regress target, None = open.
-        score_scale: (centre, spread) that a regress head learns in; None = from score_range, else the mean and standard
-            deviation of the train split.
+        score_scale: (centre, spread) that a regress head learns in; None = from score_range, else the mean
+            and standard deviation of the train split.
         limit: at most so many rows per split (drawn by a fixed permutation), None = all.
         floor: reference scores of simple methods on the test split, e.g. {"majority_accuracy": 0.5}.
         language, licence, citation, notes: for cards and reports.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from mtnlp.errors import DataError, MtnlpError, did_you_mean
+from mtnlp.errors import DataError, MtnlpError, did_you_mean, shown
 from mtnlp.tasks import answers
 from mtnlp.tasks.answers import parse
 from mtnlp.tasks.spec import KINDS, Example, TaskSpec, Template
@@ -98,9 +98,9 @@ def render_field(text: str, row: Mapping[str, Any]) -> str:
     wanted = variables(text)
     if missing := sorted(wanted - row.keys()):
         raise DataError(
-            f"{_short(text)}: no column {missing[0]!r} in the row. {did_you_mean(missing[0], row)}"
+            f"{_flat(text)}: no column {missing[0]!r} in the row. {did_you_mean(missing[0], row)}"
         )
-    return _run(text, {name: row[name] for name in wanted}, _short(text))
+    return _run(text, {name: row[name] for name in wanted}, _flat(text))
 
 
 @lru_cache(maxsize=4096)
@@ -264,6 +264,5 @@ def _replace(text: str, old: str, new: str) -> str:
     return text.replace(old, new)
 
 
-def _short(text: str) -> str:
-    flat = " ".join(text.split())
-    return repr(flat if len(flat) <= 60 else flat[:57] + "...")
+def _flat(text: str) -> str:
+    return shown(" ".join(text.split()))

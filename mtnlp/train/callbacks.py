@@ -10,9 +10,13 @@ Whatever must survive a resume stands in `run.memory`, which checkpoints hold; s
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -127,50 +131,135 @@ class MetricsWriter:
 
 
 class Progress:
-    """How far the run is: a bar on a terminal; elsewhere one line every so often, and one at the end.
+    """How far the run is and the latest loss of every task: live on a terminal; elsewhere a line every so often.
 
     Args:
         total: steps of the run; done: steps before this start.
+        tasks: all of them, in the order shown.
         seconds: between two lines where there is no terminal.
         stream: default stderr, so that stdout stays for results.
         enabled: False = silent.
     """
 
     def __init__(
-        self, total: int, *, done: int = 0, seconds: float = 30.0, stream: TextIO | None = None,
+        self,
+        total: int,
+        *,
+        tasks: Sequence[str] = (),
+        done: int = 0,
+        seconds: float = 30.0,
+        stream: TextIO | None = None,
         enabled: bool = True,
     ) -> None:
         self.total, self.seconds, self.enabled = total, seconds, enabled
         self.stream = stream or sys.stderr
+        self.short, self.losses = short_names(tasks), dict.fromkeys(tasks, math.nan)
         self.said = time.monotonic()
-        self.bar = self._bar(done) if enabled and self.stream.isatty() else None
+        self.live = _Live(self, done) if enabled and self.stream.isatty() else None
 
     def __call__(self, record: StepRecord) -> None:
+        self.losses.update(record.losses)
         if not self.enabled:
             return
-        loss = sum(record.losses.values()) / len(record.losses)
-        if self.bar:
-            self.bar.update(self.bar.task_ids[0], completed=record.step, loss=loss)
+        rate = record.tokens / record.seconds if record.seconds else 0.0
+        if self.live:
+            self.live.update(record.step, rate)
         elif record.step == self.total or time.monotonic() - self.said >= self.seconds:
             self.said = time.monotonic()
-            rate = record.tokens / record.seconds if record.seconds else 0.0
-            numbers = f"loss {loss:.4f}  lr {record.lr:.2e}  {rate:,.0f} tokens/s"
-            print(f"step {record.step}/{self.total}  {numbers}", file=self.stream, flush=True)
+            named = {self.short.get(task, task): f"{loss:.3f}" for task, loss in self.losses.items() if loss == loss}
+            each = _listed([f"{task} {loss}" for task, loss in named.items()])
+            mean = sum(record.losses.values()) / len(record.losses)
+            numbers = f"loss {mean:.4f}  {each}  lr {record.lr:.2e}  {rate:,.0f} tokens/s"
+            self.say(f"step {record.step}/{self.total}  {numbers}")
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if self.live:
+            self.live.console.print(text, markup=False)
+        elif self.enabled:
+            print(text, file=self.stream, flush=True)
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Show what takes the time while it is not training."""
+        if self.live:
+            self.live.bar.update(0, what=what)
+        yield
+        if self.live:
+            self.live.bar.update(0, what=TRAINING)
+
+    def stopping(self) -> None:
+        """Say that the run will stop; safe in a signal handler, where a stream may be in use already."""
+        if self.live:
+            self.live.bar.update(0, what=STOPPING)
+        elif self.enabled:
+            os.write(2, f"mtnlp: {STOPPING}\n".encode())
 
     def close(self) -> None:
-        if self.bar:
-            self.bar.stop()
+        if self.live:
+            self.live.stop()
 
-    def _bar(self, done: int) -> Any:
-        from rich.console import Console
+
+TRAINING, STOPPING = "training", "stopping after this step; Ctrl-C again stops at once"
+NAMED = 12  # tasks named in one line
+LOSS_LINES = 6  # of losses under the bar
+
+
+class _Live:
+    """The bar and the losses under it, redrawn in place."""
+
+    def __init__(self, progress: Progress, done: int) -> None:
+        from rich.console import Console, Group
+        from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        bar = Progress(TextColumn("training"), BarColumn(), MofNCompleteColumn(),
-                       TextColumn("loss {task.fields[loss]:.4f}"), TimeRemainingColumn(),
-                       console=Console(file=self.stream))
-        bar.add_task("training", total=self.total, completed=done, loss=float("nan"))
-        bar.start()
-        return bar
+        self.console, self.progress = Console(file=progress.stream, highlight=False), progress
+        speed = TextColumn("{task.fields[rate]:,.0f} tokens/s", style="dim")
+        self.bar = Progress(
+            TextColumn("{task.fields[what]:<8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), speed
+        )
+        self.bar.add_task(TRAINING, total=progress.total, completed=done, what=TRAINING, rate=0.0)
+        # A piped stdout is not ours to draw on.
+        self.display = Live(
+            Group(self.bar, self), console=self.console, refresh_per_second=5, redirect_stdout=sys.stdout.isatty()
+        )
+        self.display.start()
+        self.stop = self.display.stop
+
+    def update(self, step: int, rate: float) -> None:
+        self.bar.update(0, completed=step, rate=rate)
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        """The losses in columns, as many as fit."""
+        from rich.text import Text
+
+        cells = [(self.progress.short.get(task, task), loss) for task, loss in self.progress.losses.items()]
+        width = max((len(name) for name, _ in cells), default=0) + 9
+        columns = max(1, options.max_width // width)
+        shown = cells if len(cells) <= columns * LOSS_LINES else cells[: columns * LOSS_LINES - 1]
+        for start in range(0, len(shown), columns):
+            line = Text(no_wrap=True, overflow="ellipsis")
+            for name, loss in shown[start : start + columns]:
+                line.append(f"{name} ", "dim").append(f"{_number(loss):<{width - len(name) - 1}}")
+            yield line
+        if len(shown) < len(cells):
+            yield Text(f"and {len(cells) - len(shown)} more tasks", "dim")
+
+
+def short_names(tasks: Iterable[str]) -> dict[str, str]:
+    """Task -> the last part of its name, where that says which one it is."""
+    lasts = {task: task.rpartition("/")[2] for task in tasks}
+    count = Counter(lasts.values())
+    return {task: last if count[last] == 1 else task for task, last in lasts.items()}
+
+
+def _number(loss: float) -> str:
+    return f"{loss:.3f}" if loss == loss else "-"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    more = f"  and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
+    return "  ".join(parts[:NAMED]) + more
 
 
 class Tracker:

@@ -50,8 +50,15 @@ def save(run: Run, folder: Path, *, keep: int | None = None) -> Path:
         "balancer": _gathered(run.balancer.state_dict()),
     }
     if run.accelerator.is_main_process and not path.exists():
-        state = {"version": VERSION, "step": run.step, "seed": run.seed, "tasks": list(run.tasks),
-                 "max_tokens": run.max_tokens, "stopped": run.stopped, "memory": run.memory}
+        state = {
+            "version": VERSION,
+            "step": run.step,
+            "seed": run.seed,
+            "tasks": list(run.tasks),
+            "max_tokens": run.max_tokens,
+            "stopped": run.stopped,
+            "memory": run.memory,
+        }
         _write(path, tables, state)
         for old in checkpoints(folder)[:-keep] if keep else []:
             shutil.rmtree(old)
@@ -65,8 +72,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load(run: Run, path: Path) -> None:
-    """Put `run` where it was when `path` was saved. Nothing of the run changes if the checkpoint does not fit
-    it.
+    """Put `run` where it was when `path` was saved. After an error `run` may hold parts of it.
 
     Raises:
         MtnlpError: no checkpoint there, a damaged one, or one of other tasks or another seed.
@@ -74,10 +80,13 @@ def load(run: Run, path: Path) -> None:
     state = read_state(path)
     for key, here in (("tasks", list(run.tasks)), ("seed", run.seed)):
         if state[key] != here:
-            raise MtnlpError(f"{path}: saved with {key} {state[key]}, but this run has {here}. "
-                             "Resume with the recipe in the run's folder, or start a new run.")
-    weights, optimizer, balancer = (read_table(path / f"{name}.safetensors")
-                                    for name in ("weights", "optimizer", "balancer"))
+            raise MtnlpError(
+                f"{path}: saved with {key} {state[key]}, but this run has {here}. "
+                "Resume with the recipe in the run's folder, or start a new run."
+            )
+    weights, optimizer, balancer = (
+        read_table(path / f"{name}.safetensors") for name in ("weights", "optimizer", "balancer")
+    )
     load_weights(run, weights)
     run.optimizer.load_state(optimizer)
     try:
@@ -92,8 +101,9 @@ def load(run: Run, path: Path) -> None:
 def load_weights(run: Run, weights: Mapping[str, Tensor]) -> None:
     """Copy full tensors by name into what `run` trains, cut over ranks where it is sharded."""
     here = run.model.trainable_state()
-    run.model.load_trainable_state({name: placed(tensor, here[name]) if name in here else tensor
-                                    for name, tensor in weights.items()})
+    run.model.load_trainable_state(
+        {name: placed(tensor, here[name]) if name in here else tensor for name, tensor in weights.items()}
+    )
 
 
 def save_weights(run: Run, path: Path) -> None:

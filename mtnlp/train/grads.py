@@ -108,10 +108,11 @@ def in_step(
 
 
 def sum_over_ranks(tensors: Sequence[Tensor], accelerator: Accelerator) -> None:
-    """Add every tensor's `.grad` up over ranks. A rank without it counts as zeros; where no rank has it, it
-    stays None,
-    so the optimizer neither moves nor decays that parameter. Sharded tensors are skipped: FSDP has added them
-    up."""
+    """Add every tensor's `.grad` up over ranks.
+
+    A rank without it counts as zeros; where no rank has it, it stays None, so the optimizer neither moves nor
+    decays that parameter. Sharded tensors are skipped: FSDP has added them up.
+    """
     if accelerator.num_processes == 1:
         return
     tensors = [tensor for tensor in tensors if not is_sharded(tensor)]

@@ -63,9 +63,11 @@ class Run:
     def __post_init__(self) -> None:
         shared = list(self.model.shared_parameters().values())
         if self.balancer.needs_gram and not shared:
-            raise MtnlpError("The balancer merges gradients of parameters that tasks share, but this "
-                             "strategy shares none. Use a balancer that only weighs losses (equal, fixed, "
-                             "uncertainty) or a strategy that shares parameters (full, lora).")
+            raise MtnlpError(
+                "The balancer merges gradients of parameters that tasks share, but this "
+                "strategy shares none. Use a balancer that only weighs losses (equal, fixed, "
+                "uncertainty) or a strategy that shares parameters (full, lora)."
+            )
         self.sharded = any(is_sharded(parameter) for parameter in self.model.parameters())
 
 
@@ -102,6 +104,7 @@ def steps(run: Run) -> Iterator[StepRecord]:
     model, balancer, optimizer, acc = run.model, run.balancer, run.optimizer, run.accelerator
     shared = list(model.shared_parameters().values())
     task_grads = TaskGrads(shared) if balancer.needs_gram else None
+    model.train()  # all of it: a backbone comes from its files in eval mode
     while run.step < run.steps and not run.stopped:
         start = time.perf_counter()
         plan = run.mixture.plan(run.step)
@@ -174,8 +177,9 @@ def _micro_batches(run: Run, plan: StepPlan) -> Iterator[tuple[int, Batch, float
     acc, one_task = run.accelerator, run.balancer.needs_gram
 
     def cut(rank: int) -> list[Batch]:
-        return list(run.mixture.batches(plan, rank=rank, world=acc.num_processes, one_task=one_task,
-                                        max_tokens=run.max_tokens))
+        return run.mixture.batches(
+            plan, rank=rank, world=acc.num_processes, one_task=one_task, max_tokens=run.max_tokens
+        )
 
     if not run.sharded:
         yield from ((batch.slices[0].task, batch, 1.0) for batch in cut(acc.process_index))
@@ -214,11 +218,14 @@ def _smaller_budget(run: Run, batch: Batch, error: Exception) -> int:
     size = f"{tuple(batch.input_ids.shape)} tokens" if batch else "no rows"
     if run.sharded:
         # Ranks meet inside the forward here: one rank cannot start the step again alone.
-        raise TrainingError(f"Step {run.step + 1}: out of memory with a micro-batch of {size}. "
-                            "Lower train.max_tokens.") from error
+        raise TrainingError(
+            f"Step {run.step + 1}: out of memory with a micro-batch of {size}. Lower train.max_tokens."
+        ) from error
     if batch is None or sum(part.examples for part in batch.slices) == 1:
-        raise TrainingError(f"Step {run.step + 1}: out of memory with one example of {size}. "
-                            "Lower model.max_length, or take a smaller backbone.") from error
+        raise TrainingError(
+            f"Step {run.step + 1}: out of memory with one example of {size}. "
+            "Lower model.max_length, or take a smaller backbone."
+        ) from error
     return batch.padded_tokens // 2
 
 
@@ -226,17 +233,24 @@ def _check_finite(run: Run, plan: StepPlan, losses: list[float], norms: list[flo
     """Stop the run when a loss or gradient is inf or nan. All ranks hold the same numbers, so all stop."""
     shared, *private = norms
     names = [run.tasks[task] for task in plan.tasks]
-    found = [f"the loss of {name} is {loss}; its rows: {_listed(rows)}"
-             for name, loss, rows in zip(names, losses, plan.rows, strict=True) if not math.isfinite(loss)]
+    found = [
+        f"the loss of {name} is {loss}; its rows: {_listed(rows)}"
+        for name, loss, rows in zip(names, losses, plan.rows, strict=True)
+        if not math.isfinite(loss)
+    ]
     if not found:
-        found = [f"the gradient of {name}'s own parameters has norm {norm}; its rows: {_listed(rows)}"
-                 for name, norm, rows in zip(names, private, plan.rows, strict=True)
-                 if not math.isfinite(norm)]
+        found = [
+            f"the gradient of {name}'s own parameters has norm {norm}; its rows: {_listed(rows)}"
+            for name, norm, rows in zip(names, private, plan.rows, strict=True)
+            if not math.isfinite(norm)
+        ]
     if not found and not math.isfinite(shared):
         found = [f"the gradient of the shared parameters has norm {shared}; tasks: {', '.join(names)}"]
     if found:
-        raise TrainingError(f"Step {run.step + 1}: {'. '.join(found)}. Nothing was updated in this step. "
-                            "Lower train.lr, use train.precision=fp32, or look at these rows.")
+        raise TrainingError(
+            f"Step {run.step + 1}: {'. '.join(found)}. Nothing was updated in this step. "
+            "Lower train.lr, use train.precision=fp32, or look at these rows."
+        )
 
 
 def _listed(rows: np.ndarray, shown: int = 8) -> str:

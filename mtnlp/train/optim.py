@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mtnlp.models.multitask import MultitaskModel
     from mtnlp.strategies._bank import Bank
 
+SCHEDULES = ("linear", "cosine", "constant")
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -45,9 +46,10 @@ class Schedule:
     warmup: float = 0.06
 
     def __post_init__(self) -> None:
-        if self.name not in ("linear", "cosine", "constant"):
-            raise MtnlpError(f"train.schedule: none is called {self.name!r}. "
-                             f"{did_you_mean(self.name, ('linear', 'cosine', 'constant'))}")
+        if self.name not in SCHEDULES:
+            raise MtnlpError(
+                f"train.schedule: none is called {self.name!r}. {did_you_mean(self.name, SCHEDULES)}"
+            )
 
     @property
     def warmup_steps(self) -> int:
@@ -75,8 +77,13 @@ class RowAdamW:
     """
 
     def __init__(
-        self, bank: Bank, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-        weight_decay: float = 0.01, fused: bool | None = None,
+        self,
+        bank: Bank,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        fused: bool | None = None,
     ) -> None:
         self.bank, self.betas, self.eps, self.weight_decay = bank, betas, eps, weight_decay
         self.exp_avg = torch.zeros_like(bank.rows)
@@ -118,8 +125,15 @@ class Optimizer:
     """
 
     def __init__(
-        self, model: MultitaskModel, balancer: Balancer, schedule: Schedule, *, weight_decay: float = 0.01,
-        max_norm: float | None = 1.0, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        self,
+        model: MultitaskModel,
+        balancer: Balancer,
+        schedule: Schedule,
+        *,
+        weight_decay: float = 0.01,
+        max_norm: float | None = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
     ) -> None:
         self.schedule, self.max_norm = schedule, max_norm
         self.shared = model.shared_parameters()
@@ -139,8 +153,11 @@ class Optimizer:
             lr=schedule.lr, betas=betas, eps=eps,
             fused=all(p.device.type in FUSED_DEVICES for p in self.names.values()),
         ) if groups else None  # fmt: skip
-        self.rows = (RowAdamW(self.bank, betas=betas, eps=eps, weight_decay=weight_decay)
-                     if self.bank is not None else None)
+        self.rows = (
+            RowAdamW(self.bank, betas=betas, eps=eps, weight_decay=weight_decay)
+            if self.bank is not None
+            else None
+        )
 
     def private(self, live: Sequence[int]) -> list[Tensor]:
         """What belongs to the live tasks alone: their heads' parameters and the bank's leaf."""
@@ -190,8 +207,11 @@ class Optimizer:
     def state(self) -> dict[str, Tensor]:
         """Moments and step counts by parameter name; a parameter that was never updated has none."""
         dense = self.dense.state if self.dense is not None else {}
-        moments = {f"{name}.{key}": value for name, parameter in self.names.items()
-                   for key, value in dense.get(parameter, {}).items()}
+        moments = {
+            f"{name}.{key}": value
+            for name, parameter in self.names.items()
+            for key, value in dense.get(parameter, {}).items()
+        }
         rows = self.rows.state() if self.rows is not None else {}
         return moments | {f"bank.{key}": table for key, table in rows.items()}
 
@@ -213,8 +233,10 @@ class Optimizer:
             if name == "bank" and part in rows:
                 continue
             if name not in self.names:
-                raise MtnlpError(f"The optimizer's state holds {key}, which this run does not train. "
-                                 "It was saved with another strategy, balancer or set of tasks.")
+                raise MtnlpError(
+                    f"The optimizer's state holds {key}, which this run does not train. "
+                    "It was saved with another strategy, balancer or set of tasks."
+                )
             parameter = self.names[name]
             moment = value.to(parameter.device) if part == "step" else placed(value, parameter)
             self.dense.state[parameter][part] = moment
@@ -223,8 +245,7 @@ class Optimizer:
 def _grads(owned: Mapping[str, nn.Parameter], *, sharded: bool | None = None) -> list[Tensor]:
     """What this rank holds of the gradients that are there; only of sharded, or unsharded, parameters if
     asked."""
-    return [local(p.grad) for p in owned.values()
-            if p.grad is not None and sharded in (None, is_sharded(p))]
+    return [local(p.grad) for p in owned.values() if p.grad is not None and sharded in (None, is_sharded(p))]
 
 
 def _square(grads: list[Tensor], like: Tensor) -> Tensor:

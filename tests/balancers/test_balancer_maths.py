@@ -43,12 +43,15 @@ def test_pcgrad_on_dot_products_equals_algorithm_1(tasks):
         torch.testing.assert_close(balancer.weights(grads @ grads.T) @ grads, algorithm_1(grads, 5, call))
 
 
-@pytest.mark.parametrize(("grads", "update"), [
-    ([[1, 0], [-1, 0]], [0, 0]),
-    ([[1, 0], [-1, 1]], [0.5, 1.5]),
-    ([[1, 0], [1, 1]], [2, 1]),
-    ([[1, 0], [0, 0]], [1, 0]),
-])
+@pytest.mark.parametrize(
+    ("grads", "update"),
+    [
+        ([[1, 0], [-1, 0]], [0, 0]),
+        ([[1, 0], [-1, 1]], [0.5, 1.5]),
+        ([[1, 0], [1, 1]], [2, 1]),
+        ([[1, 0], [0, 0]], [1, 0]),
+    ],
+)
 def test_pcgrad_worked_examples(grads, update):
     grads = torch.tensor(grads, dtype=torch.float64)
 

@@ -44,8 +44,10 @@ def test_the_loss_does_not_depend_on_the_cut(name):
     losses, share = torch.tensor([2.0, 1.0, 0.5]), torch.ones(3)
 
     whole = balancer.weigh([0, 1, 2], losses, share)
-    parts = [balancer.weigh([0, 1], torch.tensor([0.5, 1.0]), torch.tensor([0.25, 1.0])),
-             balancer.weigh([0, 2], torch.tensor([1.5, 0.5]), torch.tensor([0.75, 1.0]))]
+    parts = [
+        balancer.weigh([0, 1], torch.tensor([0.5, 1.0]), torch.tensor([0.25, 1.0])),
+        balancer.weigh([0, 2], torch.tensor([1.5, 0.5]), torch.tensor([0.75, 1.0])),
+    ]
 
     torch.testing.assert_close(sum(parts), whole)
 

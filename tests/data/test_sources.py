@@ -112,20 +112,63 @@ def test_a_folder_is_read_split_by_split(tmp_path):
     }
 
 
-def test_a_bare_file_is_divided_by_content_and_new_rows_move_no_old_one(tmp_path):
+def opened(source, **options):
+    return TaskData.open(spec(source, **options))
+
+
+@pytest.mark.parametrize("form", ["file", "folder", "split", "memory"])
+def test_validation_is_held_out_by_content_where_a_source_has_none(form, tmp_path):
     many = [{"text": f"row {i % 300}", "label": "neg"} for i in range(400)]
-    first = open_rows(spec(write(tmp_path / "a.jsonl", jsonl(many))))
-    grown = open_rows(
-        spec(write(tmp_path / "b.jsonl", jsonl([{"text": "new", "label": "neg"}, *reversed(many)])))
-    )
 
-    held = {row["text"] for row in first["validation"]}
+    def source(name, rows):
+        path = write(tmp_path / name / ("train.jsonl" if form == "folder" else "x.jsonl"), jsonl(rows))
+        if form == "folder":
+            write(tmp_path / name / "test.jsonl", jsonl(rows[:3]))
+        memory = {"train": rows, "test": rows[:3]}
+        return {"file": path, "folder": str(tmp_path / name), "split": {"train": path}, "memory": memory}[form]
 
-    assert set(first) == {"train", "validation"} and 15 < len(held) < 50
-    assert held.isdisjoint(row["text"] for row in first["train"])
-    assert len(first["train"]) + len(first["validation"]) == 400
-    assert held == {row["text"] for row in grown["validation"]} - {"new"}
-    assert first["validation"].where(0).startswith(f"{tmp_path / 'a.jsonl'}:")
+    first = opened(source("a", many))
+    grown = opened(source("b", [{"text": "new", "label": "neg"}, *reversed(many)]))
+
+    held = {row["text"] for row in first.rows("validation")}
+    assert first.rows("validation").held_out and not first.rows("train").held_out
+    assert first.splits[:2] == ("train", "validation") and 15 < len(held) < 50
+    assert held.isdisjoint(row["text"] for row in first.rows("train"))
+    assert len(first.rows("train")) + len(first.rows("validation")) == 400
+    assert held == {row["text"] for row in grown.rows("validation")} - {"new"}
+    if form == "file":
+        assert first.rows("validation").where(0).startswith(f"{tmp_path / 'a' / 'x.jsonl'}:")
+
+
+@pytest.mark.parametrize(
+    ("texts", "least", "most"),
+    [
+        ([f"row {i}" for i in range(30_000)], 1000, 1000),
+        (["a", "b"], 1, 1),
+        (["a", "b"] * 50, 0, 0),  # copies: a whole half would have to go
+        (["a"] * 50, 0, 0),
+        (["a"], 0, 0),
+    ],
+)
+def test_few_rows_are_held_out_and_never_a_large_part(texts, least, most):
+    rows = opened({"train": [{"text": text, "label": "neg"} for text in texts]})
+
+    held = len(rows.rows("validation")) if "validation" in rows.splits else 0
+    assert least <= held <= most
+    assert held + len(rows.rows("train")) == len(texts)
+
+
+def test_shots_are_drawn_from_train_and_are_not_trained_on():
+    data = opened({"train": ROWS, "validation": ROWS[:2]}, shots=3, demonstrations=(ROWS[0],))
+    again = TaskData.open(data.spec.replace(shots=2))
+
+    shown = data.spec.demonstrations
+    assert shown[0] == ROWS[0] and len(shown) == 3 and all(row in ROWS for row in shown)
+    assert len(data.rows("train")) == 38
+    assert all(row not in shown[1:] for row in data.rows("train"))
+    assert again.spec.demonstrations == shown and len(again.rows("train")) == 40
+    with pytest.raises(DataError, match="shots is 9, and there are 0 demonstrations and 5 rows in train"):
+        opened({"train": ROWS[:5], "validation": ROWS}, shots=9)
 
 
 def test_splits_are_renamed_and_cut_as_the_spec_says():
@@ -142,6 +185,13 @@ def test_splits_are_renamed_and_cut_as_the_spec_says():
     }
     with pytest.raises(DataError, match=r"splits.test: the source has no split 'tset'. Known: dev, train"):
         open_rows(spec(source, splits={"test": "tset"}))
+
+
+def test_given_splits_leave_out_what_they_do_not_name_but_train():
+    source = {"train": ROWS, "dev": ROWS[:10], "test": ROWS[:5]}
+
+    assert list(open_rows(spec(source))) == ["train", "validation", "test"]
+    assert list(open_rows(spec(source, splits={"validation": "dev"}))) == ["train", "validation"]
 
 
 def test_a_limit_draws_the_same_rows_again_in_their_order():
@@ -291,6 +341,7 @@ def test_a_bad_row_is_named_with_its_file_line_and_field(case, tmp_path, tokeniz
     kind, row, message = BAD_ROWS[case]
     labels = {"tag": ("O",), "classify": ("neg", "pos")}.get(kind)
     path = write(tmp_path / "train.jsonl", jsonl([GOOD_ROWS[kind]] * 2 + [row]))
+    write(tmp_path / "validation.jsonl", jsonl([GOOD_ROWS[kind]]))
     data = TaskData.open(spec(str(tmp_path), kind, labels=labels))
 
     for read in (
@@ -302,7 +353,7 @@ def test_a_bad_row_is_named_with_its_file_line_and_field(case, tmp_path, tokeniz
 
 
 def test_opening_a_task_finds_its_labels_and_reports_all_missing_columns():
-    source = {"train": ROWS, "test": ROWS[:3]}
+    source = {"train": ROWS, "validation": ROWS, "extra": [{"other": 1}]}
 
     assert TaskData.open(spec(source)).spec.labels == ("neg", "pos")
     with pytest.raises(
@@ -312,8 +363,10 @@ def test_opening_a_task_finds_its_labels_and_reports_all_missing_columns():
         TaskData.open(spec(source, fields={"text": "txt", "label": "lable"}))
     with pytest.raises(DataError, match="no train split to read them from"):
         TaskData.open(spec({"test": ROWS}))
-    with pytest.raises(DataError, match="no 'validation' split\\. Known: test, train"):
-        TaskData.open(spec(source)).rows("validation")
+    with pytest.raises(DataError, match=r"(?s)test: fields.label: no column 'label'.*Is it unlabelled"):
+        TaskData.open(spec({"train": ROWS, "test": [{"text": "a"}]}))
+    with pytest.raises(DataError, match="no 'test' split\\. Known: extra, train, validation"):
+        TaskData.open(spec(source)).rows("test")
     with pytest.raises(DataError, match=r"own/task: own/task test: the test split has no rows"):
         open_rows(spec({"train": ROWS, "test": []}))
 
@@ -321,8 +374,8 @@ def test_opening_a_task_finds_its_labels_and_reports_all_missing_columns():
 def test_a_limit_takes_rows_away_but_no_labels():
     rows = [{"text": str(i), "label": f"label {i:02}"} for i in range(30)]
 
-    data = TaskData.open(spec({"train": rows, "test": rows}, limit=3))
+    data = TaskData.open(spec({"train": rows, "validation": rows}, limit=3))
 
     assert len(data.spec.labels) == 30
     assert [len(data.rows(split)) for split in data.splits] == [3, 3]
-    assert all(data.example("test", i).target is not None for i in range(3))
+    assert all(data.example("validation", i).target is not None for i in range(3))

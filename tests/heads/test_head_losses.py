@@ -152,8 +152,10 @@ def test_span_is_the_mean_of_first_and_last_over_windows(hidden, mask):
 
     losses = head.loss(hidden, mask, part(target, counts))
 
-    windows = [sum(F.cross_entropy(head.out(row[:n])[:, side], where[side]) for side in (0, 1)) / 2
-               for row, n, where in zip(hidden, mask.sum(1).tolist(), target)]
+    windows = [
+        sum(F.cross_entropy(head.out(row[:n])[:, side], where[side]) for side in (0, 1)) / 2
+        for row, n, where in zip(hidden, mask.sum(1).tolist(), target)
+    ]
     expected = [torch.stack(ws).mean() for ws in (windows[:2], windows[2:5], windows[5:])]
     torch.testing.assert_close(losses, torch.stack(expected))
 

@@ -92,6 +92,46 @@ def test_a_saved_network_loads_as_what_it_is_with_the_same_weights(kind, tmp_pat
         torch.testing.assert_close(backbone.eval().hidden(batch), own.hidden(batch))
 
 
+def described(backbone):
+    """All that can be said of a backbone without its weights."""
+    tensors = [*backbone.net.named_parameters(), *backbone.net.named_buffers()]
+    return {
+        "shapes": {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors},
+        "trained": [name for name, parameter in backbone.net.named_parameters() if parameter.requires_grad],
+        "blocks": [name for name, _ in backbone.blocks()],
+        "sizes": (backbone.family, backbone.width, backbone.max_length, backbone.fresh),
+        "names": (backbone.name, backbone.revision, backbone.described),
+        "vocabulary": backbone.tokenizer.get_vocab(),
+    }
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "t5", "llama", "gpt2"])
+def test_an_outline_has_the_names_and_sizes_of_the_network_and_needs_no_weights(kind, tmp_path):
+    place = saved(kind, tmp_path)
+    loaded = described(Backbone.load(place))
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()
+
+    outline = Backbone.outline(place)
+
+    assert described(outline) == loaded
+    assert all(parameter.is_meta for parameter in outline.net.parameters())
+    with pytest.raises(MtnlpError, match="cannot load it"):
+        Backbone.load(place)
+
+
+@packaged
+@pytest.mark.parametrize("name", _load.ALIASES)
+def test_an_alias_has_an_outline_too(name, monkeypatch):
+    loaded = described(Backbone.load(name))
+    monkeypatch.setattr(tr.PreTrainedModel, "from_pretrained", None)  # whoever read weights would stumble
+
+    outline = Backbone.outline(name)
+
+    assert described(outline) == loaded
+    assert all(parameter.is_meta for parameter in outline.net.parameters())
+
+
 def test_roberta_leaves_room_for_its_padding_position():
     config = tr.RobertaConfig(
         vocab_size=60,

@@ -49,6 +49,9 @@ NATURAL = {
 }
 
 
+ROW = {"sentence1": "a", "sentence2": "b", "label": 0}
+
+
 def folder(path, **meta):
     path.mkdir(parents=True)
     (path / "meta.json").write_text(json.dumps({**META, **meta}))
@@ -92,6 +95,21 @@ def test_use_starts_from_another_task_and_replaces_whole_keys():
     original = tasks.get("glue/sst2")
     assert (spec.name, spec.labels, spec.templates) == ("glue/sst2", original.labels, original.templates)
     assert (spec.source, spec.fields) == ({"train": "/base/my.csv"}, {"text": "review"})
+
+
+def test_a_template_is_chosen_by_its_name():
+    def names(**keys):
+        spec = from_mapping({"use": "glue/rte", **keys}, base=".", where="r.yaml")
+        return list(spec.templates), render(spec, example(spec, ROW, 0)).prompt
+
+    own = {"short": "{{ text }}?", "long": "Read: {{ text }}"}
+
+    assert names(template="t5")[0] == ["t5", "question", "instruction-first"]
+    assert names(template="t5")[1].startswith("rte sentence1: a")
+    assert names(template="long", templates=own) == (["long", "short"], "Read: a")
+    assert names(template="Hm {{ text }}") == (["default"], "Hm a")
+    with pytest.raises(RecipeError, match=r"template: 'instruction' is neither .*Did you mean 'instruction-first'"):
+        names(template="instruction")
 
 
 def test_all_problems_of_a_mapping_are_told_at_once():

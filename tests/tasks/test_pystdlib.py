@@ -16,7 +16,7 @@ import pytest
 
 from mtnlp import metrics
 from mtnlp.errors import DataError, MtnlpError
-from mtnlp.tasks import _stdlib, pystdlib
+from mtnlp.tasks import _draw, _stdlib, pystdlib
 from mtnlp.tasks.examples import example, read_labels
 
 NAMES = ("module", "match", "params", "choose", "length", "summary")
@@ -65,7 +65,7 @@ def test_a_function_belongs_to_the_split_of_its_name():
 
     assert len({f.path for f in functions}) == len(functions)
     shares = Counter(f.split for f in functions)
-    for split, share in _stdlib.SPLITS.items():
+    for split, share in _draw.SPLITS.items():
         assert shares[split] / len(functions) == pytest.approx(share, abs=0.02)
     # The split follows from the name alone, so another library version moves nothing.
     assert _stdlib.Function("m", "json.dumps", "", (), "", "").split == "train"

@@ -100,12 +100,15 @@ def saved(tiny, tmp_path):
     return checkpoint.save(run, tmp_path)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"tasks": ("topic", "mood")}, "saved with tasks .* but this run has"),
-    ({"seed": 5}, "saved with seed 3, but this run has 5"),
-    ({"strategy": "lora"}, "do not fit this model"),
-    ({"balancer": "uncertainty"}, "saved with another balancer"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ("topic", "mood")}, "saved with tasks .* but this run has"),
+        ({"seed": 5}, "saved with seed 3, but this run has 5"),
+        ({"strategy": "lora"}, "do not fit this model"),
+        ({"balancer": "uncertainty"}, "saved with another balancer"),
+    ],
+)
 def test_a_run_that_does_not_fit_is_refused(tiny, saved, changes, message):
     with pytest.raises(MtnlpError, match=message):
         checkpoint.load(tiny.make(**changes), saved)

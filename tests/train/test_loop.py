@@ -36,8 +36,11 @@ def test_a_step_is_the_sum_of_task_means_however_it_is_cut(tiny, strategy, balan
         count = plan.counts[plan.tasks.index(batch.slices[0].task)]
         loss = loss + run.model(batch).sums[0] / count * (0.5 if balancer == "uncertainty" else 1)
     loss.backward()
-    expected = {name: p.grad.clone() for name, p in run.optimizer.names.items()
-                if p.grad is not None and not name.startswith("balancer")}
+    expected = {
+        name: p.grad.clone()
+        for name, p in run.optimizer.names.items()
+        if p.grad is not None and not name.startswith("balancer")
+    }
     if run.optimizer.bank is not None:
         expected["bank"] = run.optimizer.bank.leaf.grad.clone()
 

@@ -67,8 +67,12 @@ def test_learning_rates_equal_those_of_transformers(name, warmup):
 
     schedule = Schedule(lr=3e-4, steps=50, name=name, warmup=warmup)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=3e-4)
-    theirs = get_scheduler("constant_with_warmup" if name == "constant" else name, optimizer,
-                           num_warmup_steps=schedule.warmup_steps, num_training_steps=50)
+    theirs = get_scheduler(
+        "constant_with_warmup" if name == "constant" else name,
+        optimizer,
+        num_warmup_steps=schedule.warmup_steps,
+        num_training_steps=50,
+    )
 
     for step in range(50):
         assert schedule.lr_at(step) == pytest.approx(theirs.get_last_lr()[0], rel=1e-12, abs=1e-18)

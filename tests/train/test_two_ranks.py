@@ -27,11 +27,23 @@ def ranks(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     root = str(Path(__file__).parents[2])
-    common = {**os.environ, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-              "MASTER_PORT": str(port), "FSDP_VERSION": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    common = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "FSDP_VERSION": "2",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": root,
+    }
     script = [sys.executable, str(Path(__file__).with_name("tiny.py")), str(folder)]
-    processes = [subprocess.Popen(script, env={**common, "RANK": str(r), "LOCAL_RANK": str(r)}, text=True,
-                                  stderr=subprocess.PIPE) for r in (0, 1)]
+    processes = [
+        subprocess.Popen(
+            script, env={**common, "RANK": str(r), "LOCAL_RANK": str(r)}, text=True, stderr=subprocess.PIPE
+        )
+        for r in (0, 1)
+    ]
     try:
         errors = [process.communicate(timeout=300)[1] for process in processes]
     finally:

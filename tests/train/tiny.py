@@ -42,9 +42,13 @@ def store(name: str) -> TokenStore:
     sequences = draw.integers(2, 4, rows) if kind == "choose" else np.ones(rows, int)
     counts = draw.integers(3, 13, sequences.sum())
     length = np.array([own.max() for own in np.split(counts, np.cumsum(sequences)[:-1])])
-    arrays = {"sequences": sequences.astype(np.int32), "token_counts": counts.astype(np.int32),
-              "length": length.astype(np.int32), "target_length": np.zeros(rows, np.int32),
-              "tokens": draw.integers(1, VOCABULARY, counts.sum()).astype(np.uint16)}
+    arrays = {
+        "sequences": sequences.astype(np.int32),
+        "token_counts": counts.astype(np.int32),
+        "length": length.astype(np.int32),
+        "target_length": np.zeros(rows, np.int32),
+        "tokens": draw.integers(1, VOCABULARY, counts.sum()).astype(np.uint16),
+    }
     if kind == "tag":
         arrays["tags"] = draw.integers(0, len(labels), counts.sum()).astype(np.int32)
         arrays["words"] = np.zeros(counts.sum(), np.int32)
@@ -60,15 +64,34 @@ def backbone(dropout: float) -> Backbone:
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(1)
-    config = BertConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2,
-                        intermediate_size=48, max_position_embeddings=16, hidden_dropout_prob=dropout,
-                        attention_probs_dropout_prob=dropout)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=16,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
     return Backbone(BertModel(config, add_pooling_layer=False), None, "encoder")
 
 
-def make(*, strategy: str = "lora-per-task", balancer: str = "equal", tasks=tuple(TASKS), total: int = 6,
-         dropout: float = 0.1, seed: int = 3, examples: int = 10, max_tokens: int = 60, precision: str = "no",
-         schedule: Schedule | None = None, rates=None, **optimizer) -> Run:
+def make(
+    *,
+    strategy: str = "lora-per-task",
+    balancer: str = "equal",
+    tasks=tuple(TASKS),
+    total: int = 6,
+    dropout: float = 0.1,
+    seed: int = 3,
+    examples: int = 10,
+    max_tokens: int = 60,
+    precision: str = "no",
+    schedule: Schedule | None = None,
+    rates=None,
+    **optimizer,
+) -> Run:
     """A run; the same arguments always give the same one."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -81,8 +104,9 @@ def make(*, strategy: str = "lora-per-task", balancer: str = "equal", tasks=tupl
     for name in tasks:
         torch.manual_seed(len(name))
         kind, _, labels = TASKS[name]
-        own[name] = heads.for_kind(kind)(WIDTH, TaskSpec(name=name, kind=kind, source={}, labels=labels),
-                                         dropout=dropout)
+        own[name] = heads.for_kind(kind)(
+            WIDTH, TaskSpec(name=name, kind=kind, source={}, labels=labels), dropout=dropout
+        )
     model = MultitaskModel(trunk, shared, own, tasks)
     weigher = balancers.get(balancer)()
     weigher.setup(tasks)
@@ -90,11 +114,27 @@ def make(*, strategy: str = "lora-per-task", balancer: str = "equal", tasks=tupl
     stores = [store(name) for name in tasks]
     sizes = np.array([len(s) for s in stores])
     phases = [Phase(0, sizes / sizes.sum() if rates is None else np.array(rates))]
-    mixture = Mixture(tasks, stores, phases, seed=seed, examples_per_step=examples, max_tokens=max_tokens,
-                      pad_id=0, form="encoder")
+    mixture = Mixture(
+        tasks,
+        stores,
+        phases,
+        seed=seed,
+        examples_per_step=examples,
+        max_tokens=max_tokens,
+        pad_id=0,
+        form="encoder",
+    )
     update = Optimizer(model, weigher, schedule or Schedule(lr=1e-2, steps=total, warmup=1), **optimizer)
-    return Run(tasks=tasks, model=model, mixture=mixture, balancer=weigher, optimizer=update, accelerator=acc,
-               steps=total, seed=seed)
+    return Run(
+        tasks=tasks,
+        model=model,
+        mixture=mixture,
+        balancer=weigher,
+        optimizer=update,
+        accelerator=acc,
+        steps=total,
+        seed=seed,
+    )
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:

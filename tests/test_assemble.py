@@ -1,0 +1,39 @@
+"""What mtnlp.assemble makes of a recipe, part by part; whole runs stand in tests/runs and tests/cli."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from mtnlp import assemble, config
+
+
+def recipe(precision):
+    return config.load(
+        {"model": {"backbone": "minilm"}, "tasks": ["glue/rte"], "train": {"precision": precision}}
+    )
+
+
+def product(autocast):
+    with autocast():
+        return torch.ones(2, 2) @ torch.ones(2, 2)
+
+
+@pytest.mark.parametrize("order", [("fp32", "bf16"), ("bf16", "fp32"), ("bf16", "bf16")])
+def test_every_run_of_a_process_has_its_own_precision(order):
+    computes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    predictors = []
+    for precision in order:
+        accelerator = assemble.build_accelerator(recipe(precision))
+        assert accelerator.mixed_precision == {"fp32": "no", "bf16": "bf16"}[precision]
+        assert product(accelerator.autocast).dtype == computes[precision]
+        model = tiny.model("heads", "bert", ["x"])
+        predictors.append(assemble.build_predictor(recipe(precision), model, None, accelerator))
+
+    # What was made for an earlier run still computes as that run did.
+    assert [product(own.autocast).dtype for own in predictors] == [computes[p] for p in order]
+
+
+def test_auto_precision_is_a_precision():
+    assert assemble.precision_of(recipe("auto")) in ("no", "bf16")
