@@ -74,9 +74,11 @@ def finetune(
         The scores of every task, which also stand in the run folder; None after a dry run.
 
     Raises:
-        RecipeError: every problem of keys, names, options, files and columns at once; nothing is written.
-        MtnlpError: the folder exists and neither `resume` nor `force` is given.
+        RecipeError: every problem of keys, names, options, files, columns and rows at once; nothing is
+            written.
+        MtnlpError: parts that do not go together, or a folder that exists, with neither `resume` nor `force`.
         TrainingError: training had to stop.
+        KeyboardInterrupt: Ctrl-C; the step was finished and saved, and `resume` goes on from there.
     """
     from mtnlp.runs import train
 
@@ -92,7 +94,15 @@ def finetune(
 
 
 def load(run: str | Path, *, trust_remote_code: bool = False) -> Model:
-    """The trained model of a run folder; `model.predict(rows, task=...)` answers that task's rows."""
+    """The trained model of a run folder; `model.predict(rows, task=...)` answers that task's rows.
+
+    Args:
+        run: the folder that `finetune` wrote.
+        trust_remote_code: let the backbone's repository run its own Python.
+
+    Raises:
+        MtnlpError: no run folder, or one whose training has not finished.
+    """
     from mtnlp.runs import saved
 
     return saved.load(Path(run), trust_remote_code=trust_remote_code)
@@ -106,7 +116,21 @@ def evaluate(
     limit: int | None = None,
     trust_remote_code: bool = False,
 ) -> Report:
-    """Score a run folder on a split of its tasks (all, or those named), on at most `limit` rows of each."""
+    """Score a run folder; what `mtnlp eval` does.
+
+    Args:
+        run: the folder that `finetune` wrote.
+        tasks: some of its tasks; None = all.
+        split: which rows.
+        limit: at most so many rows of each task, chosen by a fixed permutation.
+        trust_remote_code: let the backbone's repository run its own Python.
+
+    Returns:
+        The scores of every task beside its baseline.
+
+    Raises:
+        MtnlpError: an unknown task; tasks without that split or with rows that cannot be used, all together.
+    """
     from mtnlp.runs import saved
 
     return saved.evaluate_run(Path(run), tasks, split, limit, trust_remote_code=trust_remote_code)

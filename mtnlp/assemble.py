@@ -1,6 +1,5 @@
-"""Recipe -> the live parts of a run. The only file that knows every room.
+"""Plan -> the live parts of a run. The only file that knows every room.
 
-resolve(source, overrides)             -> Plan            names, options, files, columns: all problems at once
 build_model(recipe, specs, backbone)   -> MultitaskModel  backbone + strategy + heads
 encoder_for(recipe, tokenizer, family) -> Encoder         how rows become tokens
 build_run(plan, backbone, ...)         -> Run             + mixture, balancer, optimizer
@@ -8,22 +7,15 @@ build_run(plan, backbone, ...)         -> Run             + mixture, balancer, o
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import math
-import sys
-import traceback
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtnlp import balancers, config, metrics, samplers, strategies
+from mtnlp import balancers, config, strategies
 from mtnlp.config import Recipe
-from mtnlp.errors import DataError, MtnlpError, RecipeError, did_you_mean
-from mtnlp.tasks.load import from_mapping, load
+from mtnlp.errors import MtnlpError
+from mtnlp.resolve import Plan, phases_of, total_steps
 from mtnlp.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
@@ -33,155 +25,9 @@ if TYPE_CHECKING:
     from mtnlp.bench.predict import Predictor
     from mtnlp.data.encode import Encoder
     from mtnlp.data.store import TokenStore
-    from mtnlp.data.task_data import TaskData
     from mtnlp.models.backbone import Backbone
     from mtnlp.models.multitask import MultitaskModel
-    from mtnlp.samplers.base import Phase, Sampler
     from mtnlp.train.loop import Run
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A recipe that has been checked, with the data of its tasks."""
-
-    recipe: Recipe
-    data: tuple[TaskData, ...]
-
-    @property
-    def specs(self) -> tuple[TaskSpec, ...]:
-        return tuple(data.spec for data in self.data)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(data.spec.name for data in self.data)
-
-
-def resolve(
-    source: config.Source,
-    overrides: Iterable[str] = (),
-    *,
-    look: Callable[[Recipe, TaskData], Iterable[str]] = lambda recipe, data: (),
-) -> Plan:
-    """Read a recipe, look up its names and open its tasks.
-
-    Args:
-        look: what else may be wrong with an opened task, in sentences.
-
-    Raises:
-        RecipeError: everything that is wrong with keys, names, options, tasks, files and columns, together.
-    """
-    recipe, problems = config.read(source, overrides)
-    if recipe is None:
-        raise RecipeError(config.label(source), problems)
-    problems = [*problems, *load_imports(recipe)]
-    for key, slot, room in _slots(recipe):
-        _collect(problems, config.build, key, slot, room)
-    specs = _specs(recipe, problems)
-    for spec in specs:
-        _collect(problems, _check_metrics, spec)
-    data = [opened for spec in specs if (opened := _collect(problems, _open, spec)) is not None]
-    problems += [problem for opened in data for problem in look(recipe, opened)]
-    if not problems:  # these name tasks, and are right or wrong only when all tasks are there
-        _collect(problems, _check_split, recipe, data)
-        sizes = [len(opened.rows("train")) for opened in data]
-        _collect(problems, phases_of, recipe, [opened.spec.name for opened in data], sizes)
-    if problems:
-        raise RecipeError(config.label(source), problems)
-    return Plan(recipe, tuple(data))
-
-
-def _slots(recipe: Recipe) -> list[tuple[str, config.Slot, Any]]:
-    return [
-        ("model.strategy", recipe.model.strategy, strategies),
-        ("sampler", recipe.sampler, samplers),
-        ("balancer", recipe.balancer, balancers),
-    ]
-
-
-def _collect(problems: list[str], function: Any, *args: Any) -> Any:
-    """function(*args), or None with its problem noted."""
-    try:
-        return function(*args)
-    except RecipeError as error:
-        problems += error.problems
-    except MtnlpError as error:
-        problems += str(error).split("\n")
-    return None
-
-
-def load_imports(recipe: Recipe) -> list[str]:
-    """Load the recipe's own modules and files, so that what they register has names; what went wrong."""
-    problems = []
-    for name in recipe.imports:
-        path = Path(recipe.base, name)
-        try:
-            if path.suffix == ".py":
-                spec = importlib.util.spec_from_file_location(f"mtnlp_import_{path.stem}", path)
-                module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-                spec.loader.exec_module(module)
-            else:
-                importlib.import_module(name)
-        except (ImportError, OSError, SyntaxError) as error:
-            problems.append(f"imports: {name}: {error}. Name a module, or a .py file beside the recipe.")
-        except Exception as error:  # whatever the user's own code does
-            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-            line = f", line {lines[-1]}" if lines else ""
-            problems.append(f"imports: {name}{line}: {type(error).__name__}: {error}")
-    return problems
-
-
-def _specs(recipe: Recipe, problems: list[str]) -> list[TaskSpec]:
-    """The tasks of a recipe, each name once."""
-    base, specs = Path(recipe.base), []
-    for i, entry in enumerate(recipe.tasks):
-        specs += _collect(problems, _entry, entry, base, f"tasks.{i}") or []
-    for name, times in Counter(spec.name for spec in specs).items():
-        if times > 1:
-            problems.append(f"tasks: {name} stands {times} times; give each task a name of its own.")
-    return list({spec.name: spec for spec in specs}.values())
-
-
-def _entry(entry: str | Mapping[str, Any], base: Path, where: str) -> list[TaskSpec]:
-    """The tasks of one entry; its problems start with its place in the recipe, or with its file."""
-    try:
-        return [from_mapping(entry, base=base, where=where)] if isinstance(entry, Mapping) else load(entry, base)
-    except RecipeError as error:
-        place = f"{where}." if isinstance(entry, Mapping) else f"{error.path}: "
-        raise RecipeError(where, [f"{place}{problem}" for problem in error.problems]) from None
-    except MtnlpError as error:
-        raise MtnlpError(f"{where}: {error}") from None
-
-
-def _check_metrics(spec: TaskSpec) -> None:
-    """MtnlpError if a metric of a task does not exist, or scores other kinds of task."""
-    for name in spec.metrics:
-        try:
-            metrics.get(name, spec.kind)
-        except MtnlpError as error:
-            raise MtnlpError(f"{spec.name}: metrics: {error}") from None
-
-
-def _open(spec: TaskSpec) -> TaskData:
-    from mtnlp.data.task_data import TaskData
-
-    try:
-        data = TaskData.open(spec)
-    except MtnlpError as error:
-        named = [line if line.startswith(f"{spec.name}: ") else f"{spec.name}: {line}" for line in str(error).split("\n")]
-        raise DataError("\n".join(named)) from None
-    if "train" not in data.splits:
-        raise DataError(
-            f"{spec.name}: no train split; found {', '.join(data.splits) or 'none'}. "
-            "Say which one it is with `splits: {train: NAME}`."
-        )
-    return data
-
-
-def _check_split(recipe: Recipe, data: Sequence[TaskData]) -> None:
-    """MtnlpError if no task at all has the split that training is judged on."""
-    known = {"validation", "test", *(split for opened in data for split in opened.splits)}
-    if recipe.eval.split not in known:
-        raise MtnlpError(f"eval.split: no task has a split {recipe.eval.split!r}. {did_you_mean(recipe.eval.split, known)}")
 
 
 # Models.
@@ -267,9 +113,9 @@ def build_balancer(recipe: Recipe, model: MultitaskModel) -> Balancer:
     if balancer.needs_gram and not model.shared_parameters():
         name, strategy = recipe.balancer.name, recipe.model.strategy.name
         raise MtnlpError(
-            f"balancer: {name} merges gradients of parameters that tasks share, and {strategy} shares none. Use a "
-            "balancer that only weighs losses (equal, fixed, uncertainty), or a strategy that shares parameters "
-            "(full, lora)."
+            f"balancer: {name} merges gradients of parameters that tasks share, and {strategy} shares none. "
+            "Use a balancer that only weighs losses (equal, fixed, uncertainty), or a strategy that shares "
+            "parameters (full, lora)."
         )
     return balancer
 
@@ -302,19 +148,6 @@ def build_predictor(
 
 
 # Runs.
-
-
-def total_steps(recipe: Recipe, sizes: Sequence[int]) -> int:
-    """Optimizer steps of the budget: train.steps, or epochs over all rows of all tasks."""
-    if recipe.train.steps is not None:
-        return recipe.train.steps
-    return max(1, math.ceil(recipe.train.epochs * sum(sizes) / recipe.train.examples_per_step))
-
-
-def phases_of(recipe: Recipe, names: Sequence[str], sizes: Sequence[int]) -> list[Phase]:
-    """The sampler's rates over the run."""
-    sampler: Sampler = config.build("sampler", recipe.sampler, samplers)
-    return sampler.phases(names, sizes, total_steps(recipe, sizes), recipe.train.examples_per_step)
 
 
 def build_run(
@@ -371,6 +204,7 @@ def build_run(
         accelerator=accelerator,
         steps=steps,
         seed=recipe.seed,
+        row_name=lambda task, row: plan.data[task].rows("train").where(row),
     )
 
 

@@ -15,10 +15,11 @@ FLOORS = {
     "strategies": 3, "balancers": 3, "heads": 3,
     "models": 4,
     "train": 5, "bench": 5,
-    "assemble": 6,
-    "runs": 7,
-    "cli": 8,
-    "__init__": 9, "__main__": 9,
+    "resolve": 6,
+    "assemble": 7,
+    "runs": 8,
+    "cli": 9,
+    "__init__": 10, "__main__": 10,
 }  # fmt: skip
 # On the ground floor files may build on each other, in this order.
 GROUND = ["errors", "registry", "strict_yaml", "overrides"]

@@ -46,7 +46,7 @@ def fields(model, prefix="") -> dict[str, object]:
     """Dotted key -> default of every key of a recipe; ... = required."""
     found = {}
     for name, field in model.model_fields.items():
-        if inspect.isclass(field.annotation) and issubclass(field.annotation, config.Section):
+        if hasattr(field.annotation, "model_fields"):
             found |= fields(field.annotation, f"{name}.")
         else:
             found[prefix + name] = ... if field.is_required() else plain(field.default)

@@ -1,4 +1,4 @@
-"""A small task of every kind with rows of random words, as a recipe holds it, and whole runs on tiny backbones.
+"""A small task of every kind with rows of random words, as a recipe holds it; runs of them on tiny backbones.
 
 A run is put together by mtnlp.assemble from a recipe, as `mtnlp finetune` does; only the backbone is small.
 """
@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from mtnlp import assemble
 from mtnlp.data.batch import Batch
 from mtnlp.models.backbone import Backbone
+from mtnlp.resolve import resolve
 from mtnlp.runs.session import cache_dir
 from mtnlp.train.grads import whole
 from mtnlp.train.loop import Run
 
-WORDS = """card city river answer music light stone winter market doctor letter garden window paper night water
-king engine number field summer horse bridge colour table forest train story""".split()
+TEXT = """card city river answer music light stone winter market doctor letter garden window paper night
+water king engine number field summer horse bridge colour table forest train story"""
+WORDS = TEXT.split()
 LABELS = ("negative", "neutral", "positive")
 ENTITIES = ("O", "B-loc", "I-loc")
 TWELVE = {  # tasks of every kind that an encoder can do
@@ -99,7 +101,7 @@ def recipe(
 
 def build(recipe: Mapping[str, Any], *, trunk: Backbone | None = None) -> Run:
     """The run of a recipe, as `mtnlp finetune` puts it together; on a copy of `trunk` where that is given."""
-    plan = assemble.resolve(recipe)
+    plan = resolve(recipe)
     trunk = assemble.build_backbone(plan.recipe) if trunk is None else copy.deepcopy(trunk)
     encoder = assemble.encoder_for(plan.recipe, trunk.tokenizer, trunk.family)
     accelerator = assemble.build_accelerator(plan.recipe)

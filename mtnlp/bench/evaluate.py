@@ -6,11 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtnlp import metrics
-from mtnlp.bench.predict import Predictor, Questions
+from mtnlp.bench import tables
+from mtnlp.bench.questions import Questions
+from mtnlp.errors import MtnlpError
 from mtnlp.metrics.baseline import baseline
+
+if TYPE_CHECKING:
+    from mtnlp.bench.predict import Predictor
 
 
 NAMED = 12  # tasks that one line names
@@ -18,7 +23,7 @@ NAMED = 12  # tasks that one line names
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One task on one split: metric name -> value for the model and for the majority / mean baseline; n rows."""
+    """One task on one split of n rows: metric name -> value, for the model and for the baseline."""
 
     task: str
     kind: str
@@ -42,11 +47,13 @@ class Report:
 
     @property
     def mean(self) -> float:
-        """The stated aggregate: mean over tasks of the main metric, errors (mse, mae) counted as 1 / (1 + error)."""
-        return sum(goodness(score.main, score.kind, score.values[score.main]) for score in self.scores) / max(len(self.scores), 1)
+        """The stated aggregate: mean over tasks of the main metric, an error (mse, mae) e as 1 / (1 + e)."""
+        return sum(goodness(score.main, score.kind, score.values[score.main]) for score in self.scores) / max(
+            len(self.scores), 1
+        )
 
     def line(self, head: str, names: Mapping[str, str] | None = None) -> str:
-        """One line: each task's main score and, in brackets, its baseline. `names`: what to call the tasks."""
+        """One line: each task's main score and, in brackets, its baseline; `names` says what to call it."""
         parts = []
         for score in self.scores[:NAMED]:
             values = f"{score.values[score.main]:.3f} ({score.baseline[score.main]:.3f})"
@@ -55,26 +62,38 @@ class Report:
         return "  ".join([f"{head} (baseline)", *parts, *more, f"mean {self.mean:.3f}"])
 
     def as_dict(self) -> dict[str, Any]:
-        return {"about": dict(self.about), "mean": self.mean, "scores": [asdict(score) for score in self.scores]}
+        return {
+            "about": dict(self.about),
+            "mean": self.mean,
+            "scores": [asdict(score) for score in self.scores],
+        }
 
     def save(self, path: Path | str) -> None:
-        """Write the report as JSON."""
-        Path(path).write_text(json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        """Write the report as JSON.
+
+        Raises:
+            MtnlpError: it cannot be written there.
+        """
+        text = json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n"
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(text, "utf-8")
+        except OSError as error:
+            raise MtnlpError(f"{path}: the scores cannot be written there ({error.strerror}).") from None
 
     def print(self, console: Any = None) -> None:
         """The table on a rich console."""
-        from rich.box import SIMPLE_HEAD
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for name in ("task", "kind", "split", "rows", "metric", "baseline", "score"):
-            table.add_column(name, justify="right" if name in ("rows", "baseline", "score") else "left", no_wrap=True)
+        console = console or tables.console()
+        if not self.scores:
+            console.print("No task has validation or test rows: nothing was scored.")
+            return
+        numbers = ("rows", "baseline", "score")
+        table = tables.table(("task", "kind", "split", "rows", "metric", "baseline", "score"), numbers)
         for score in self.scores:
             for i, (metric, value) in enumerate(score.values.items()):
                 head = (score.task, score.kind, score.split, f"{score.n:,}") if i == 0 else ("", "", "", "")
                 table.add_row(*head, metric, f"{score.baseline[metric]:.3f}", f"{value:.3f}")
-        (console or Console()).print(table)
+        console.print(table)
 
 
 def goodness(metric: str, kind: str, value: float) -> float:
@@ -82,8 +101,14 @@ def goodness(metric: str, kind: str, value: float) -> float:
     return value if metrics.get(metric, kind).greater_is_better else 1 / (1 + value)
 
 
-def evaluate(predictor: Predictor, questions: Mapping[int, Questions], train_targets: Mapping[int, Sequence[Any]],
-             *, split: str, about: Mapping[str, Any] | None = None) -> Report:
+def evaluate(
+    predictor: Predictor,
+    questions: Mapping[int, Questions],
+    train_targets: Mapping[int, Sequence[Any]],
+    *,
+    split: str,
+    about: Mapping[str, Any] | None = None,
+) -> Report:
     """Predict and score.
 
     Args:
@@ -91,14 +116,21 @@ def evaluate(predictor: Predictor, questions: Mapping[int, Questions], train_tar
         train_targets: task index -> targets of training rows, from which the baselines are made.
     """
     found = predictor(questions)
-    return Report(tuple(score(part, [answer["value"] for answer in found[task]], train_targets[task], split)
-                        for task, part in questions.items()), about or {})
+    return Report(
+        tuple(
+            score(part, [answer["value"] for answer in found[task]], train_targets[task], split)
+            for task, part in questions.items()
+        ),
+        about or {},
+    )
 
 
 def score(part: Questions, predictions: Sequence[Any], train_targets: Sequence[Any], split: str) -> TaskScore:
     """The metrics of one task, for the predictions and for its baseline."""
     spec, truth = part.spec, [example.target for example in part.examples]
     plain = baseline(spec.kind, train_targets, part.examples, spec.labels)
-    both = [{name: float(metrics.get(name, spec.kind)(values, truth, spec.labels)) for name in spec.metrics}
-            for values in (predictions, plain)]
+    both = [
+        {name: float(metrics.get(name, spec.kind)(values, truth, spec.labels)) for name in spec.metrics}
+        for values in (predictions, plain)
+    ]
     return TaskScore(spec.name, spec.kind, split, len(truth), *both)

@@ -11,31 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from mtnlp.bench.questions import Questions
 from mtnlp.data.batch import Batch
 from mtnlp.data.collate import eval_batches
 from mtnlp.data.encode import Encoder, decode
 from mtnlp.data.store import TokenStore
 from mtnlp.models.multitask import MultitaskModel
-from mtnlp.tasks.spec import Example, TaskSpec
+from mtnlp.tasks.spec import Example
 from mtnlp.tasks.templates import parse, render
 
 OPTION_KINDS = ("classify", "pair", "ordinal", "choose")
-
-
-@dataclass(frozen=True)
-class Questions:
-    """Examples of one task to predict; `template` and `shots` as in tasks.templates.render."""
-
-    spec: TaskSpec
-    examples: Sequence[Example]
-    template: str | None = None
-    shots: tuple[Example, ...] = ()
 
 
 class Predictor:
@@ -49,14 +40,21 @@ class Predictor:
         autocast: makes the context of every forward (Accelerator.autocast), default none.
     """
 
-    def __init__(self, model: MultitaskModel, encoder: Encoder, *, device: torch.device | str = "cpu",
-                 max_tokens: int = 8192, max_new_tokens: int = 64,
-                 autocast: Callable[[], AbstractContextManager] = nullcontext) -> None:
+    def __init__(
+        self,
+        model: MultitaskModel,
+        encoder: Encoder,
+        *,
+        device: torch.device | str = "cpu",
+        max_tokens: int = 8192,
+        max_new_tokens: int = 64,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> None:
         self.model, self.encoder, self.device = model, encoder, device
         self.max_tokens, self.max_new_tokens, self.autocast = max_tokens, max_new_tokens, autocast
 
     def __call__(self, questions: Mapping[int, Questions]) -> dict[int, list[dict[str, Any]]]:
-        """Task index -> one dict per example, in order: {"value": canonical value, and "scores" where there are some}."""
+        """Task index -> one dict per example, in order: its "value", and "scores" where there are some."""
         asked = {task: part for task, part in questions.items() if part.examples}
         found: dict[int, list] = {task: [None] * len(part.examples) for task, part in questions.items()}
         was_training = self.model.training
@@ -70,7 +68,9 @@ class Predictor:
                     self._by_heads(asked, found)
                 else:
                     self._by_options({t: q for t, q in asked.items() if q.spec.kind in OPTION_KINDS}, found)
-                    self._by_generation({t: q for t, q in asked.items() if q.spec.kind not in OPTION_KINDS}, found)
+                    self._by_generation(
+                        {t: q for t, q in asked.items() if q.spec.kind not in OPTION_KINDS}, found
+                    )
         finally:
             self.model.train(was_training)
         return found
@@ -86,10 +86,18 @@ class Predictor:
 
     def _by_options(self, questions: Mapping[int, Questions], found: dict[int, list]) -> None:
         """Every option of every example is one row with that option as its target."""
-        counts = {task: [_options(part, example) for example in part.examples] for task, part in questions.items()}
+        counts = {
+            task: [_options(part, example) for example in part.examples] for task, part in questions.items()
+        }
         stores = {
-            task: self._store(part, [replace(example, target=option) for example, n in
-                                     zip(part.examples, counts[task], strict=True) for option in range(n)])
+            task: self._store(
+                part,
+                [
+                    replace(example, target=option)
+                    for example, n in zip(part.examples, counts[task], strict=True)
+                    for option in range(n)
+                ],
+            )
             for task, part in questions.items()
         }
         scores = {task: np.zeros(len(store)) for task, store in stores.items()}
@@ -98,8 +106,10 @@ class Predictor:
             for part in batch.slices:
                 here = slice(part.start, part.stop)
                 free = questions[part.task].spec.kind == "choose"
-                scores[part.task][part.rows] = (sums[here] / lengths[here] if free else sums[here]).cpu().numpy()
-        for task, part in questions.items():
+                scores[part.task][part.rows] = (
+                    (sums[here] / lengths[here] if free else sums[here]).cpu().numpy()
+                )
+        for task in questions:
             ends = np.cumsum(counts[task])
             for row, own in enumerate(np.split(scores[task], ends[:-1])):
                 found[task][row] = {"value": int(own.argmax()), "scores": own.tolist()}
@@ -111,12 +121,21 @@ class Predictor:
             for part in batch.slices:
                 asked = questions[part.task]
                 for row, text in zip(part.rows.tolist(), texts[part.start : part.stop], strict=True):
-                    found[part.task][row] = {"value": parse(asked.spec, asked.examples[row], text), "text": text}
+                    found[part.task][row] = {
+                        "value": parse(asked.spec, asked.examples[row], text),
+                        "text": text,
+                    }
 
     def _batches(self, stores: Mapping[int, TokenStore], *, generate: bool = False) -> Iterator[Batch]:
         rows = {task: np.arange(len(store)) for task, store in stores.items()}
-        for batch in eval_batches(stores, rows, max_tokens=self.max_tokens, pad_id=self.encoder.pad_id,
-                                  form=self.encoder.form, generate=generate):
+        for batch in eval_batches(
+            stores,
+            rows,
+            max_tokens=self.max_tokens,
+            pad_id=self.encoder.pad_id,
+            form=self.encoder.form,
+            generate=generate,
+        ):
             yield batch.to(self.device)
 
     def _store(self, part: Questions, examples: Sequence[Example]) -> TokenStore:

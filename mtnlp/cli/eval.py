@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mtnlp.cli._arguments import RunArgument, TrustOption
+from mtnlp.errors import MtnlpError
 
 
 def evaluate(
@@ -21,7 +22,11 @@ def evaluate(
     """Score a run on a split of its tasks."""
     from mtnlp.runs import saved
 
-    names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else None
+    names = None if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
+    if names == []:
+        raise MtnlpError("--tasks names no task. Give some as a,b, or leave it out for all.")
+    if out is not None and out.is_dir():
+        raise MtnlpError(f"--out {out} is a folder; name a file, such as {out / 'scores.json'}.")
     report = saved.evaluate_run(run, names, split, limit, trust_remote_code=trust_remote_code)
     report.print()
     if out is not None:

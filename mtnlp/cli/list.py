@@ -65,7 +65,6 @@ def _heading(path: Path) -> str:
 
 def _metrics() -> list[dict[str, Any]]:
     from mtnlp import metrics
-
     from mtnlp.tasks.spec import KINDS
 
     rows = []

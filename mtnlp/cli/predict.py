@@ -44,11 +44,8 @@ def predict(
         where = str(input or "standard input")
         rows = read_rows(lines, spec, where)
         while chunk := list(islice(rows, CHUNK)):
-            try:
-                answers = model.predict([row for _, row in chunk], task=spec.name)
-            except DataError as error:
-                raise DataError(f"{where}, rows from line {chunk[0][0]} on: {error}") from None
-            for answer in answers:
+            places = [f"{where}:{number}" for number, _ in chunk]
+            for answer in model.predict([row for _, row in chunk], task=spec.name, places=places):
                 typer.echo(json.dumps(answer, ensure_ascii=False))
 
 
@@ -70,8 +67,10 @@ def read_rows(lines: Iterable[str], spec: TaskSpec, where: str) -> Iterator[tupl
 
 
 def _decoded(lines: Iterable[str], where: str) -> Iterator[str]:
+    """The lines, without a byte order mark before the first."""
     try:
-        yield from lines
+        for number, line in enumerate(lines):
+            yield line if number else line.removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 text ({error.reason}). Convert the file first.") from None
 
@@ -104,6 +103,10 @@ def _from_text(line: str, spec: TaskSpec) -> dict[str, Any]:
 
 def _opened(path: Path | None) -> AbstractContextManager[Iterable[str]]:
     try:
-        return nullcontext(sys.stdin) if path is None else path.open(encoding="utf-8")
+        if path is not None:
+            return path.open(encoding="utf-8")
+        if hasattr(sys.stdin, "reconfigure"):  # whatever the locale says
+            sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+        return nullcontext(sys.stdin)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}.") from None

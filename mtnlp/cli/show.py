@@ -76,17 +76,19 @@ def _text(value: Any) -> str:
 def _rendered(spec: TaskSpec, split: str, count: int) -> Iterator[str]:
     """The first rows as prompt and target; a source out of reach is a line, not an error."""
     from mtnlp.data.task_data import TaskData
+    from mtnlp.runs.session import shots_of
     from mtnlp.tasks.templates import render
 
     try:
         data = TaskData.open(spec)
-        for i in range(min(count, len(data.rows(split)))):
-            made = render(data.spec, data.example(split, i))
-            yield f"  {split} {i}:"
-            yield _indented(made.prompt)
-            yield _indented(f"=> {made.target}")
     except MtnlpError as error:
         yield f"  No rows to show: {error}"
+        return
+    for i in range(min(count, len(data.rows(split)))):
+        made = render(data.spec, data.example(split, i), shots=shots_of(data.spec))
+        yield f"  {split} {i}:"
+        yield _indented(made.prompt)
+        yield _indented(f"=> {made.target}")
 
 
 def _indented(text: str) -> str:

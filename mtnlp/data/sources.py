@@ -8,9 +8,9 @@ Sources of a TaskSpec:
     {split: path} or {split: [row, ...]}  files or rows in memory, split by split
 
 Splits are called train, validation and test; files and splits called dev, val or valid count as validation.
-`spec.splits` renames and cuts them, {"validation": "dev", "train": "train[:90%]"}, and leaves out what it does
-not name (but train). A bare file is train. Where a source has no validation split, `with_validation` holds one
-out of train, so that nothing is judged on test while it trains.
+`spec.splits` renames and cuts them, {"validation": "dev", "train": "train[:90%]"}, and leaves out what it
+does not name (but train). A bare file is train. Where a source has no validation split, `with_validation`
+holds one out of train, so that nothing is judged on test while it trains.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mtnlp.data import readers
 from mtnlp.data.shuffle import key_of, sample
 from mtnlp.errors import DataError, MtnlpError, did_you_mean
 from mtnlp.tasks.examples import example
-from mtnlp.tasks.spec import Example, TaskSpec
+from mtnlp.tasks.spec import MEMORY, Example, TaskSpec
 
 Row = dict[str, Any]
 SPLITS = {
@@ -214,7 +214,7 @@ def _opened(spec: TaskSpec) -> dict[str, Rows]:
     source = spec.source
     if isinstance(source, Mapping):
         return {
-            split: file_rows(Path(part))
+            split: _named(spec.name, part)
             if isinstance(part, str | Path)
             else memory(part, f"{spec.name} {split}")
             for split, part in source.items()
@@ -236,6 +236,14 @@ def _opened(spec: TaskSpec) -> dict[str, Rows]:
         )
     path = Path(source)
     return _folder(spec.name, path) if path.is_dir() else {"train": file_rows(path)}
+
+
+def _named(name: str, path: str | Path) -> Rows:
+    if str(path).startswith(MEMORY):
+        raise DataError(
+            f"{name}: its rows were given in memory and are not kept; give them again from Python."
+        )
+    return file_rows(Path(path))
 
 
 def _folder(name: str, folder: Path) -> dict[str, Rows]:

@@ -38,8 +38,8 @@ class TaskData:
         """Open the source, check its columns and find the labels where the spec leaves them to the data.
 
         Raises:
-            DataError: as open_rows; columns that are missing, all together; labels or shots wanted but no train
-                split, or too small a one.
+            DataError: as open_rows; columns that are missing, all together; labels or shots wanted but no
+                train split, or too small a one.
         """
         every = with_validation(open_rows(spec.replace(limit=None)))
         if problems := _missing_columns(spec, every):
@@ -104,8 +104,10 @@ def _missing_columns(spec: TaskSpec, rows: Mapping[str, Rows]) -> list[str]:
 
 
 def _with_shots(spec: TaskSpec, rows: dict[str, Rows]) -> tuple[TaskSpec, dict[str, Rows]]:
-    """As many demonstrations as the spec shows: those it lacks are drawn from train, and train goes without
-    them, for no prompt may hold its own answer."""
+    """As many demonstrations as the spec shows: those it lacks are drawn from train, and train goes without.
+
+    Otherwise their own prompts would hold their answers.
+    """
     given = len(demonstrations(spec))
     wanted = spec.shots - given
     if wanted <= 0:
@@ -113,8 +115,8 @@ def _with_shots(spec: TaskSpec, rows: dict[str, Rows]) -> tuple[TaskSpec, dict[s
     if "train" not in rows or len(rows["train"]) <= wanted:
         have = f"{len(rows['train'])} rows in train" if "train" in rows else "no train split"
         raise DataError(
-            f"{spec.name}: shots is {spec.shots}, and there are {given} demonstrations and {have} to draw the "
-            "rest from. Add `demonstrations`, or lower `shots`."
+            f"{spec.name}: shots is {spec.shots}, and there are {given} demonstrations and {have} to draw "
+            "the rest from. Add `demonstrations`, or lower `shots`."
         )
     train = rows["train"]
     drawn = sample(len(train), wanted, f"shots {spec.name}")
@@ -149,8 +151,9 @@ def _labels(spec: TaskSpec, rows: Mapping[str, Rows]) -> tuple[str, ...]:
 
     def watched() -> Iterator[Mapping[str, Any]]:
         nonlocal at
-        for at, row in enumerate(train):
+        for row in train:
             yield row
+            at += 1
 
     try:
         return read_labels(spec, watched())

@@ -37,11 +37,16 @@ class Head(nn.Module, ABC):
         data.encode.decode for how token-level values become words, spans and texts."""
 
 
-def linear(width: int, out: int) -> nn.Linear:
-    """A linear layer with the house initialisation: weights N(0, 0.02^2), zero bias."""
-    layer = nn.Linear(width, out)
+def linear(width: int, out: int, *, bias: bool = True) -> nn.Linear:
+    """A linear layer with the house initialisation: weights N(0, 0.02^2), zero bias.
+
+    Leave out a bias that cancels in the loss: AdamW would scale what rounding leaves of its gradient up to
+    full steps.
+    """
+    layer = nn.Linear(width, out, bias=bias)
     nn.init.normal_(layer.weight, std=0.02)
-    nn.init.zeros_(layer.bias)
+    if bias:
+        nn.init.zeros_(layer.bias)
     return layer
 
 

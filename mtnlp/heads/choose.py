@@ -23,7 +23,7 @@ class Choose(Head):
 
     def __init__(self, width: int, spec: TaskSpec, *, pooling: str = "mean", dropout: float = 0.1) -> None:
         super().__init__(width, spec, pooling=pooling, dropout=dropout)
-        self.out = linear(width, 1)  # the bias cancels in the softmax
+        self.out = linear(width, 1, bias=False)  # it would cancel in the softmax over choices
 
     def loss(self, hidden_SLD: Tensor, mask_SL: Tensor, part: TaskSlice) -> Tensor:
         return F.cross_entropy(self._scores(hidden_SLD, mask_SL, part), part.target, reduction="none")

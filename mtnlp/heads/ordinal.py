@@ -33,8 +33,7 @@ class Ordinal(Head):
         if len(spec.labels) < 2:
             raise MtnlpError(f"{spec.name}: ordinal tasks need two labels or more; got {spec.labels}.")
         # P(Y > k) = sigmoid(f - b_k): a bias on f would only repeat b_0.
-        self.out = linear(width, 1)
-        self.out.register_parameter("bias", None)
+        self.out = linear(width, 1, bias=False)
         even = torch.logit(torch.arange(1, len(spec.labels)) / len(spec.labels))
         self.first = nn.Parameter(even[:1].clone())
         self.gaps = nn.Parameter(even.diff().expm1().log())  # softplus(gaps) = even.diff()

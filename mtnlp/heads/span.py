@@ -30,7 +30,7 @@ class Span(Head):
 
     def __init__(self, width: int, spec: TaskSpec, *, pooling: str = "mean", dropout: float = 0.1) -> None:
         super().__init__(width, spec, pooling=pooling, dropout=dropout)
-        self.out = linear(width, 2)
+        self.out = linear(width, 2, bias=False)  # it would cancel in the softmax over tokens
 
     def loss(self, hidden_SLD: Tensor, mask_SL: Tensor, part: TaskSlice) -> Tensor:
         scores_S2L = self._scores(hidden_SLD, mask_SL, part)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mtnlp import assemble, config
-from mtnlp.assemble import Plan
+from mtnlp.bench import tables
 from mtnlp.data.plan import Quota
-from mtnlp.errors import DataError, RecipeError
-from mtnlp.runs.session import cache_dir, shots_of
+from mtnlp.errors import RecipeError
+from mtnlp.resolve import Plan, phases_of, resolve, total_steps
+from mtnlp.runs.session import bad_rows, shots_of, store_of
 from mtnlp.tasks.spec import Example
 from mtnlp.tasks.templates import render
 
@@ -27,13 +28,18 @@ if TYPE_CHECKING:
 
 PROMPTS = 3  # shown
 REPEATS = 10.0  # epochs over a task's rows from which on it is worth a warning
-ACTIVATIONS = 22  # stored values per token, layer and unit of width; measured on a BERT-like encoder with adapters
+ACTIVATIONS = (
+    22  # stored values per token, layer and unit of width; measured on a BERT-like encoder with adapters
+)
 
 
 @dataclass(frozen=True)
 class TaskCheck:
-    """What is known of one task: rows per split, labels, tokens per example, share of examples that lose tokens, and how
-    often its training rows will be seen."""
+    """What is known of one task.
+
+    Rows per split, labels, tokens per example, the share of examples that lose tokens, and how often its
+    training rows will be seen.
+    """
 
     name: str
     kind: str
@@ -43,6 +49,7 @@ class TaskCheck:
     tokens_most: int
     truncated: float
     epochs: float
+    held_out: bool  # its validation rows were taken out of train
     warnings: tuple[str, ...]
 
 
@@ -55,29 +62,51 @@ class CheckReport:
     steps: int
     tasks: tuple[TaskCheck, ...]
     memory: Mapping[str, float]  # GiB
-    prompts: tuple[tuple[str, str, str], ...] = field(default=())  # task, what the model reads, what it should answer
+    prompts: tuple[tuple[str, str, str], ...] = field(
+        default=()
+    )  # task, what the model reads, what it should answer
 
     def print(self, console: Console | None = None) -> None:
         """Tables on a rich console."""
-        from rich.console import Console
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-
-        console = console or Console(highlight=False)
+        console = console or tables.console()
         recipe = self.recipe
-        console.print(f"{recipe.name}: {len(self.tasks)} tasks on {recipe.model.backbone} ({self.family}) with "
-                      f"{recipe.model.strategy.name}, {self.steps:,} steps of {recipe.train.examples_per_step} examples",
-                      markup=False, soft_wrap=True)
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for name in ("task", "kind", "train", "valid", "test", "labels", "tokens", "most", "cut", "epochs"):
-            table.add_column(name, justify="left" if name in ("task", "kind") else "right", no_wrap=True)
+        console.print(
+            f"{recipe.name}: {len(self.tasks)} tasks on {recipe.model.backbone} ({self.family}) with "
+            f"{recipe.model.strategy.name}, {self.steps:,} steps of {recipe.train.examples_per_step} "
+            "examples",
+            markup=False,
+            soft_wrap=True,
+        )
+        numbers = ("train", "valid", "test", "labels", "tokens", "most", "cut", "epochs")
+        table = tables.table(("task", "kind", *numbers), numbers)
         for task in self.tasks:
-            sizes = [f"{task.rows[name]:,}" if name in task.rows else "-" for name in ("train", "validation", "test")]
-            table.add_row(task.name, task.kind, *sizes, str(task.labels or "-"), f"{task.tokens_mean:.0f}",
-                          str(task.tokens_most), f"{task.truncated:.1%}", f"{task.epochs:.1f}")
+            sizes = [
+                f"{task.rows[name]:,}" if name in task.rows else "-"
+                for name in ("train", "validation", "test")
+            ]
+            sizes[1] += "*" if task.held_out else ""
+            table.add_row(
+                task.name,
+                task.kind,
+                *sizes,
+                str(task.labels or "-"),
+                f"{task.tokens_mean:.0f}",
+                str(task.tokens_most),
+                f"{task.truncated:.1%}",
+                f"{task.epochs:.1f}",
+            )
         console.print(table)
+        if any(task.held_out for task in self.tasks):
+            console.print(
+                "* The source has no validation split: one row of train in ten is held out by a hash of the "
+                "row, at most 1,000.",
+                markup=False,
+                soft_wrap=True,
+            )
         parts = ", ".join(f"{name} {size:.2f}" for name, size in self.memory.items())
-        console.print(f"Memory, roughly: {sum(self.memory.values()):.1f} GiB ({parts})", markup=False, soft_wrap=True)
+        console.print(
+            f"Memory, roughly: {sum(self.memory.values()):.1f} GiB ({parts})", markup=False, soft_wrap=True
+        )
         for task, prompt, target in self.prompts:
             console.rule(f"{task}: what the model reads, and what it should answer", align="left")
             console.print(prompt, markup=False, soft_wrap=True)
@@ -87,7 +116,9 @@ class CheckReport:
                 console.print(f"warning: {task.name}: {warning}", markup=False, soft_wrap=True)
 
 
-def check(source: config.Source, overrides: Iterable[str] = (), *, trust_remote_code: bool = False) -> CheckReport:
+def check(
+    source: config.Source, overrides: Iterable[str] = (), *, trust_remote_code: bool = False
+) -> CheckReport:
     """Look at everything but the weights.
 
     Raises:
@@ -95,36 +126,45 @@ def check(source: config.Source, overrides: Iterable[str] = (), *, trust_remote_
     """
     from mtnlp.models.backbone import Backbone
 
-    plan = assemble.resolve(source, overrides)
+    try:
+        plan = resolve(source, overrides)
+    except RecipeError:  # if there is something to mend, then everything at once
+        plan = resolve(source, overrides, look=_bad_rows)
     recipe = plan.recipe
-    outline = Backbone.outline(recipe.model.backbone, revision=recipe.model.revision, family=recipe.model.family,
-                               trust_remote_code=trust_remote_code)
+    outline = Backbone.outline(
+        recipe.model.backbone,
+        revision=recipe.model.revision,
+        family=recipe.model.family,
+        trust_remote_code=trust_remote_code,
+    )
     assemble.check_length(recipe, outline.max_length)
     model = assemble.build_model(recipe, plan.specs, outline)
+    assemble.build_balancer(recipe, model)
     encoder = assemble.encoder_for(recipe, outline.tokenizer, outline.family)
     splits, problems = _all_stores(plan, encoder)
     if problems:
         raise RecipeError(config.label(source), problems)
     sizes = [len(stores["train"]) for stores in splits]
-    steps = assemble.total_steps(recipe, sizes)
-    quota = Quota(assemble.phases_of(recipe, plan.names, sizes), examples_per_step=recipe.train.examples_per_step,
-                  seed=recipe.seed)
+    steps = total_steps(recipe, sizes)
+    quota = Quota(
+        phases_of(recipe, plan.names, sizes),
+        examples_per_step=recipe.train.examples_per_step,
+        seed=recipe.seed,
+    )
     epochs = quota.drawn(steps) / np.array(sizes)
-    tasks = tuple(_task(data, stores, float(seen)) for data, stores, seen in zip(plan.data, splits, epochs, strict=True))
-    return CheckReport(recipe, outline.family, steps, tasks, _memory(recipe, model), tuple(_prompts(plan, encoder)))
+    tasks = [_task(data, stores, seen) for data, stores, seen in zip(plan.data, splits, epochs, strict=True)]
+    prompts = tuple(_prompts(plan, encoder))
+    return CheckReport(recipe, outline.family, steps, tuple(tasks), _memory(recipe, model), prompts)
+
+
+def _bad_rows(recipe: config.Recipe, data: TaskData) -> list[str]:
+    return [problem for split in data.splits if (problem := bad_rows(data, split))]
 
 
 def _all_stores(plan: Plan, encoder: Encoder) -> tuple[list[dict[str, TokenStore]], list[str]]:
-    """Every split of every task, tokenised; and the first bad row of each."""
-    found, problems = [], []
-    for data in plan.data:
-        stores = {}
-        for split in data.splits:
-            try:
-                stores[split] = data.store(split, encoder, cache_dir() / "tokens", shots=shots_of(data))
-            except DataError as error:
-                problems.append(str(error))
-        found.append(stores)
+    """Every split of every task, tokenised; and a sentence per split with a row that cannot be used."""
+    problems: list[str] = []
+    found = [{split: store_of(data, split, encoder, problems) for split in data.splits} for data in plan.data]
     return found, problems
 
 
@@ -132,14 +172,26 @@ def _task(data: TaskData, stores: Mapping[str, TokenStore], epochs: float) -> Ta
     spec, train = data.spec, stores["train"]
     warnings = [*_strange_labels(data), *_unused_splits(data)]
     if epochs > REPEATS:
-        warnings.append(f"its {len(train):,} training rows will be seen {epochs:.1f} times; more than {REPEATS:.0f} is "
-                        "seldom worth it. Lower train.steps, or its rate in the sampler.")
+        warnings.append(
+            f"its {len(train):,} training rows will be seen {epochs:.1f} times; more than {REPEATS:.0f} is "
+            "seldom worth it. Lower train.steps, or its rate in the sampler."
+        )
     cut = max(store.truncated for store in stores.values())
     if cut > 0.05:
         warnings.append(f"{cut:.0%} of the rows of a split lose tokens; raise model.max_length.")
     lengths = np.asarray(train.length)
-    return TaskCheck(spec.name, spec.kind, {split: len(store) for split, store in stores.items()}, len(spec.labels or ()),
-                     float(lengths.mean()), int(lengths.max()), train.truncated, epochs, tuple(warnings))
+    return TaskCheck(
+        name=spec.name,
+        kind=spec.kind,
+        rows={split: len(store) for split, store in stores.items()},
+        labels=len(spec.labels or ()),
+        tokens_mean=float(lengths.mean()),
+        tokens_most=int(lengths.max()),
+        truncated=train.truncated,
+        epochs=float(epochs),
+        held_out="validation" in data.splits and data.rows("validation").held_out,
+        warnings=tuple(warnings),
+    )
 
 
 def _strange_labels(data: TaskData) -> list[str]:
@@ -165,8 +217,11 @@ def _labels_in(data: TaskData, split: str) -> Counter:
 
 
 def _unused_splits(data: TaskData) -> list[str]:
-    return [] if set(data.splits) & {"validation", "test"} else [
-        "no validation or test split: it will be trained and never scored."]
+    return (
+        []
+        if set(data.splits) & {"validation", "test"}
+        else ["no validation or test split: it will be trained and never scored."]
+    )
 
 
 def _prompts(plan: Plan, encoder: Encoder) -> Iterable[tuple[str, str, str]]:
@@ -179,13 +234,16 @@ def _prompts(plan: Plan, encoder: Encoder) -> Iterable[tuple[str, str, str]]:
             if encoder.form == "encoder":
                 yield data.spec.name, _inputs(example), _answer(data, example)
             else:
-                rendered = render(data.spec, example, shots=shots_of(data))
+                rendered = render(data.spec, example, shots=shots_of(data.spec))
                 yield data.spec.name, rendered.prompt, str(rendered.target)
 
 
 def _inputs(example: Example) -> str:
-    return "\n".join(f"{name}: {' | '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"
-                     for name, value in example.inputs.items() if value is not None)
+    return "\n".join(
+        f"{name}: {' | '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"
+        for name, value in example.inputs.items()
+        if value is not None
+    )
 
 
 def _answer(data: TaskData, example: Example) -> str:
@@ -196,10 +254,13 @@ def _answer(data: TaskData, example: Example) -> str:
 
 
 def _memory(recipe: config.Recipe, model: MultitaskModel) -> dict[str, float]:
-    """GiB of weights, of what training adds to them, and of the activations of one micro-batch, all in float32."""
+    """GiB of weights, of what training adds, and of the activations of one micro-batch, all in float32."""
     counts = assemble.parameter_counts(model)
     tokens = max(recipe.train.max_tokens, recipe.model.max_length)
     backbone = model.backbone
-    values = {"weights": counts.network + counts.own, "gradients and moments": 3 * (counts.shared + counts.own),
-              "activations": ACTIVATIONS * len(backbone.blocks()) * backbone.width * tokens}
+    values = {
+        "weights": counts.network + counts.own,
+        "gradients and moments": 3 * (counts.shared + counts.own),
+        "activations": ACTIVATIONS * len(backbone.blocks()) * backbone.width * tokens,
+    }
     return {name: 4 * value / 2**30 for name, value in values.items()}

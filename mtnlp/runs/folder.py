@@ -1,28 +1,30 @@
 """The run folder: what lies where, and that no run is ever overwritten unasked.
 
-    recipe.yaml          the resolved recipe, every default written out
-    tasks.json           the tasks as resolved: kind, labels, words, templates, fields, metrics
-    metrics.jsonl        one line per step, one per evaluation
-    checkpoints/         what a resume needs
-    model.safetensors    the trained parameters of the kept checkpoint
-    adapters/TASK/       the same adapters in peft's format, where peft can express the strategy
-    results.json         the final table
+recipe.yaml          the resolved recipe, every default written out
+tasks.json           the tasks as resolved: kind, labels, words, templates, fields, metrics
+metrics.jsonl        one line per step, one per evaluation
+checkpoints/         what a resume needs
+model.safetensors    the trained parameters of the kept checkpoint
+adapters/TASK/       the same adapters in peft's format, where peft can express the strategy
+results.json         the final table
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtnlp import config
+from mtnlp import config, strict_yaml
 from mtnlp.config import Recipe
+from mtnlp.data.sources import memory
 from mtnlp.errors import MtnlpError, did_you_mean
-from mtnlp.tasks.spec import TaskSpec, Template
+from mtnlp.tasks.spec import MEMORY, TaskSpec, Template
 
 
 @dataclass(frozen=True)
@@ -67,39 +69,65 @@ class RunFolder:
                 recipe's run, or something that is no run at all, or there is nothing to resume.
         """
         used = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        if resume and force:
+            raise MtnlpError("--resume goes on with a run and --force replaces it; give one of the two.")
         if resume and not self.recipe.exists():
             raise MtnlpError(f"--resume: there is no run in {self.path}. Leave --resume out to start one.")
         if resume:
             self._same(recipe)
         elif used and not force:
-            raise MtnlpError(f"{self.path} already holds {'a run' if self.recipe.exists() else 'files'}. Continue a run "
-                             "with --resume, replace it with --force, or choose another folder with --out.")
+            raise MtnlpError(
+                f"{self.path} already holds {'a run' if self.recipe.exists() else 'files'}. Continue a run "
+                "with --resume, replace it with --force, or choose another folder with --out."
+            )
         elif used and not self.recipe.exists():
-            raise MtnlpError(f"{self.path} holds files but no run, and --force replaces runs only. Choose another "
-                             "folder with --out.")
+            raise MtnlpError(
+                f"{self.path} holds files but no run, and --force replaces runs only. Choose another "
+                "folder with --out."
+            )
+        there = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise MtnlpError(
+                f"{self.path} cannot be made: {there} is no folder that can be written. Choose another "
+                "folder with --out."
+            )
 
     def create(self, recipe: Recipe, specs: Sequence[TaskSpec], *, resume: bool) -> None:
         """Make the folder (after `check`): an old run in it is removed, unless it is to be resumed."""
         if resume:
             return
-        if self.path.exists():
-            shutil.rmtree(self.path)
-        self.path.mkdir(parents=True)
-        self.recipe.write_text(recipe.dump(), "utf-8")
-        self.tasks.write_text(json.dumps([spec_to_json(spec) for spec in specs], indent=1, ensure_ascii=False), "utf-8")
+        tasks = json.dumps([spec_to_json(spec) for spec in specs], indent=1, ensure_ascii=False)
+        try:
+            if self.path.exists():
+                shutil.rmtree(self.path)
+            self.path.mkdir(parents=True)
+            self.recipe.write_text(strict_yaml.dump(_stored(recipe)), "utf-8")
+            self.tasks.write_text(tasks, "utf-8")
+        except OSError as error:
+            raise MtnlpError(
+                f"{self.path} cannot be written ({error.strerror}). Choose another folder with --out."
+            ) from None
+
+    def remove(self) -> None:
+        """Take the folder away again."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def _same(self, recipe: Recipe) -> None:
-        old, new = config.load(self.recipe).data(), recipe.data()
+        old, new = config.load(self.recipe).data(), _stored(recipe)
         changed = sorted(_differences(old, new))
         if changed:
-            raise MtnlpError(f"{self.path} is a run of another recipe; it differs in {', '.join(changed)}. Resume it "
-                             "with the recipe it was started with, or choose another folder with --out.")
+            raise MtnlpError(
+                f"{self.path} is a run of another recipe; it differs in {', '.join(changed)}. Resume it "
+                "with the recipe it was started with, or choose another folder with --out."
+            )
 
     def read_recipe(self) -> Recipe:
         """The recipe of a finished or running run. MtnlpError if this is no run folder."""
         if not self.recipe.exists() or not self.tasks.exists():
-            raise MtnlpError(f"{self.path} is not a run folder: it has no {self.recipe.name} and {self.tasks.name}. "
-                             "Name a folder that `mtnlp finetune` wrote, such as runs/quickstart.")
+            raise MtnlpError(
+                f"{self.path} is not a run folder: it has no {self.recipe.name} and {self.tasks.name}. "
+                "Name a folder that `mtnlp finetune` wrote, such as runs/quickstart."
+            )
         return config.load(self.recipe)
 
     def read_specs(self) -> tuple[TaskSpec, ...]:
@@ -109,8 +137,23 @@ class RunFolder:
             raise MtnlpError(f"{self.tasks}: damaged ({error}). Restore the file or train again.") from None
 
 
+def _stored(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as the folder keeps it: in place of rows given in memory stand their number and a hash."""
+    data = recipe.data()
+    for task in data["tasks"]:
+        if isinstance(task, dict) and isinstance(source := task.get("source"), dict):
+            task["source"] = {
+                split: part if isinstance(part, str) else _mark(part) for split, part in source.items()
+            }
+    return data
+
+
+def _mark(rows: Sequence[Mapping[str, Any]]) -> str:
+    return f"{MEMORY}{len(rows)} rows, {memory(rows, '').fingerprint}"
+
+
 def spec_to_json(spec: TaskSpec) -> dict[str, Any]:
-    """A task as JSON; rows kept in memory are left out (`source` null), they belong to the process that had them."""
+    """A task as JSON; rows in memory belong to the process that had them and are left out (`source` null)."""
     data = dataclasses.asdict(spec)
     in_memory = isinstance(spec.source, Mapping) and not all(isinstance(v, str) for v in spec.source.values())
     return json.loads(json.dumps({**data, "source": None if in_memory else spec.source}, default=str))
@@ -130,6 +173,9 @@ def spec_from_json(data: Mapping[str, Any]) -> TaskSpec:
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:
     """Keys at which two plain values differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return [place for key in {*old, *new}
-                for place in _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))]
+        return [
+            place
+            for key in {*old, *new}
+            for place in _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+        ]
     return [] if old == new else [where]

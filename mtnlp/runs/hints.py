@@ -20,10 +20,10 @@ def next_steps(run: Path, tasks: Sequence[TaskData]) -> str:
     """Where the run is, and the commands for its first task that takes plain text, or its first."""
     data = next((data for data in tasks if data.spec.parts.inputs in PLAIN), tasks[0])
     split = next(name for name in ("test", "validation", "train") if name in data.splits)
-    folder = shlex.quote(str(run))
+    folder, row = shlex.quote(str(run)), shlex.quote(_line(data.example(split, 0)))
     lines = [
         f"\nThe run lies in {run}. Try next:",
-        f"  echo {shlex.quote(_line(data.example(split, 0)))} | mtnlp predict {folder} --task {data.spec.name}",
+        f"  echo {row} | mtnlp predict {folder} --task {data.spec.name}",
     ]
     kept = all(isinstance(other.spec.source, str) or _on_disk(other.spec.source) for other in tasks)
     judged = [name for name in ("validation", "test") if all(name in other.splits for other in tasks)]

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtnlp import assemble
-from mtnlp.bench.evaluate import Report, evaluate
-from mtnlp.bench.predict import Predictor, Questions
+from mtnlp.bench.questions import Questions
 from mtnlp.config import Recipe
 from mtnlp.errors import DataError, MtnlpError, RecipeError, did_you_mean
+from mtnlp.resolve import load_imports, named_tasks
 from mtnlp.runs.folder import RunFolder
-from mtnlp.runs.session import questions_of, shots_of, train_targets
+from mtnlp.runs.session import bad_rows, questions_of, shots_of, train_targets
 from mtnlp.tasks.examples import example
 from mtnlp.tasks.spec import Example, TaskSpec
 
 if TYPE_CHECKING:
+    from mtnlp.bench.evaluate import Report
+    from mtnlp.bench.predict import Predictor
     from mtnlp.data.task_data import TaskData
 
 
@@ -31,49 +33,55 @@ class Model:
     def __init__(self, recipe: Recipe, tasks: Mapping[str, TaskSpec], predictor: Predictor) -> None:
         self.recipe, self.tasks, self.predictor = recipe, dict(tasks), predictor
         self._index = {name: i for i, name in enumerate(self.tasks)}
-        self._shots: dict[str, tuple[Example, ...]] = {}
 
-    def predict(self, rows: Sequence[Mapping[str, Any]], *, task: str | None = None) -> list[dict[str, Any]]:
+    def predict(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        task: str | None = None,
+        places: Sequence[str] | None = None,
+    ) -> list[dict[str, Any]]:
         """Answer rows.
 
         Args:
             rows: dicts with the task's fields (`text`, `text_pair`, `tokens` ...) or its source's columns.
             task: which task; may be left out when there is one.
+            places: what to call each row in a message; default: "row 1", "row 2" ...
 
         Returns:
-            One dict per row. classify, pair, ordinal: label, score (its probability), scores per label. choose: choice,
-            index, scores. multilabel: labels, scores. regress: score. tag: tags, one per token. span: answer.
-            generate: text.
+            One dict per row. classify, pair, ordinal: label, score (its probability), scores per label.
+            choose: choice, index, scores. multilabel: labels, and on an encoder scores. regress: score.
+            tag: tokens, tags. span: answer. generate: text.
 
         Raises:
             MtnlpError: no such task. DataError: a row without the fields of the task; names the row.
         """
         spec = self.tasks[self.chosen(task)]
-        examples = [_question(spec, row, i) for i, row in enumerate(rows)]
-        asked = Questions(spec, examples, shots=self.shots(spec.name))
+        if isinstance(rows, str | Mapping):
+            raise DataError(
+                f"rows: expected a list of rows, found one {type(rows).__name__}; put it in a list."
+            )
+        places = places or [f"row {i + 1}" for i in range(len(rows))]
+        examples = [
+            _question(spec, row, i, place) for i, (row, place) in enumerate(zip(rows, places, strict=True))
+        ]
+        asked = Questions(spec, examples, shots=shots_of(spec))
         index = self._index[spec.name]
         answers = self.predictor({index: asked})[index]
-        return [_readable(spec, one, answer, self.predictor.encoder.form)
-                for one, answer in zip(examples, answers, strict=True)]
+        return [
+            _readable(spec, one, answer, self.predictor.encoder.form)
+            for one, answer in zip(examples, answers, strict=True)
+        ]
 
     def chosen(self, task: str | None) -> str:
         """The task that was named, or the only one."""
         if task is None and len(self.tasks) == 1:
             return next(iter(self.tasks))
         if task is None:
-            raise MtnlpError(f"This run has {len(self.tasks)} tasks; say which. Known: {', '.join(self.tasks)}.")
-        if task not in self.tasks:
-            raise MtnlpError(f"No task of this run is called {task!r}. {did_you_mean(task, self.tasks)}")
-        return task
-
-    def shots(self, task: str) -> tuple[Example, ...]:
-        """The solved examples in this task's prompts; the source is opened for them if there are any."""
-        spec = self.tasks[task]
-        if not spec.shots or self.predictor.encoder.form == "encoder":
-            return ()
-        if task not in self._shots:
-            self._shots[task] = shots_of(_opened(spec))
-        return self._shots[task]
+            raise MtnlpError(
+                f"This run has {len(self.tasks)} tasks; say which. Known: {', '.join(self.tasks)}."
+            )
+        return _chosen(self.tasks, task)
 
 
 def load(run: Path | str, *, trust_remote_code: bool = False) -> Model:
@@ -82,15 +90,16 @@ def load(run: Path | str, *, trust_remote_code: bool = False) -> Model:
     Raises:
         MtnlpError: no run folder, an unfinished or damaged one.
     """
-    from mtnlp.train.checkpoint import read_table
-
     folder = RunFolder(Path(run))
     recipe, specs = folder.read_recipe(), folder.read_specs()
     if not folder.weights.exists():
-        raise MtnlpError(f"{folder.path} holds no {folder.weights.name}: its training has not finished. Go on with "
-                         f"`mtnlp finetune {folder.recipe} --out {folder.path} --resume`.")
-    if problems := assemble.load_imports(recipe):
-        raise RecipeError(folder.recipe, problems)
+        raise MtnlpError(
+            f"{folder.path} holds no {folder.weights.name}: its training has not finished. Go on with "
+            f"`mtnlp finetune {folder.recipe} --out {folder.path} --resume`."
+        )
+    from mtnlp.train.checkpoint import read_table  # with torch: what is wrong so far is told in no time
+
+    _load_imports(folder, recipe)
     accelerator = assemble.build_accelerator(recipe)
     backbone = assemble.build_backbone(recipe, trust_remote_code=trust_remote_code)
     encoder = assemble.encoder_for(recipe, backbone.tokenizer, backbone.family)
@@ -101,46 +110,110 @@ def load(run: Path | str, *, trust_remote_code: bool = False) -> Model:
     return Model(recipe, {spec.name: spec for spec in specs}, predictor)
 
 
-def evaluate_run(run: Path | str, tasks: Sequence[str] | None = None, split: str = "test",
-                 limit: int | None = None, *, trust_remote_code: bool = False) -> Report:
+def evaluate_run(
+    run: Path | str,
+    tasks: Sequence[str] | None = None,
+    split: str = "test",
+    limit: int | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> Report:
     """Scores of a run folder on a split of its tasks, on at most `limit` rows of each.
 
     Raises:
-        MtnlpError: unknown task; a task without that split or whose rows lived in memory.
+        MtnlpError: unknown task; no such split; rows that lived in memory, or cannot be used.
     """
+    from mtnlp.bench.evaluate import Report, evaluate
+
     started = time.perf_counter()
+    folder = RunFolder(Path(run))
+    recipe, specs = folder.read_recipe(), {spec.name: spec for spec in folder.read_specs()}
+    _load_imports(folder, recipe)
+    wanted = list(specs) if tasks is None else list(dict.fromkeys(_chosen(specs, name) for name in tasks))
+    opened = _opened_all(recipe, [specs[name] for name in wanted], split, limit, where=folder.path)
     model = load(run, trust_remote_code=trust_remote_code)
-    names = list(model.tasks) if tasks is None else [model.chosen(name) for name in tasks]
-    questions, targets = {}, {}
-    for name in names:
-        data = _opened(model.tasks[name])
-        index = list(model.tasks).index(name)
-        questions[index] = questions_of(data, split, most=limit)
-        targets[index] = train_targets(data)
+    index = {name: i for i, name in enumerate(model.tasks)}
+    questions = {index[data.spec.name]: questions_of(data, split, most=limit) for data in opened}
+    targets = {index[data.spec.name]: train_targets(data) for data in opened}
     report = evaluate(model.predictor, questions, targets, split=split)
-    about = {"run": str(run), "backbone": model.recipe.model.backbone, "strategy": model.recipe.model.strategy.name,
-             "seconds": round(time.perf_counter() - started, 1)}
+    about = {
+        "run": str(run),
+        "backbone": recipe.model.backbone,
+        "strategy": recipe.model.strategy.name,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
     return Report(report.scores, about)
 
 
-def _opened(spec: TaskSpec) -> TaskData:
+def _chosen(tasks: Mapping[str, TaskSpec], name: str) -> str:
+    if name not in tasks:
+        raise MtnlpError(f"No task of this run is called {name!r}. {did_you_mean(name, tasks)}")
+    return name
+
+
+def _load_imports(folder: RunFolder, recipe: Recipe) -> None:
+    if problems := load_imports(recipe):
+        raise RecipeError(folder.recipe, problems)
+
+
+def _opened_all(
+    recipe: Recipe, specs: Sequence[TaskSpec], split: str, limit: int | None, *, where: Path
+) -> list[TaskData]:
+    """The tasks with their rows; RecipeError with all that is wrong with any of them."""
+    opened, problems, splits = [], [], set()
+    for spec in specs:
+        try:
+            data = _opened(spec, recipe)
+            splits |= set(data.splits)
+            data.rows(split)
+            opened.append(data)
+            problems += [bad] if (bad := bad_rows(data, split, most=limit)) else []
+        except MtnlpError as error:
+            text = str(error)
+            problems.append(text if text.startswith(f"{spec.name}: ") else f"{spec.name}: {text}")
+    if problems:
+        known = [name for name in ("test", "validation") if name in splits - {split}]
+        raise RecipeError(
+            where, problems + ([f"Choose with --split {known[0]}."] if known and not opened else [])
+        )
+    return opened
+
+
+def _opened(spec: TaskSpec, recipe: Recipe) -> TaskData:
+    """A task of a run, with its rows.
+
+    Where they are not in files (a Natural-Instructions task, or one that a script under `imports` registers),
+    they are found again by the name in the recipe.
+    """
     from mtnlp.data.task_data import TaskData
 
-    if spec.source is None:
-        raise MtnlpError(f"{spec.name}: its rows were given in memory and are not in the run folder. Use "
-                         "mtnlp.load(run).predict on rows instead.")
-    return TaskData.open(spec)
+    if spec.source is not None:
+        return TaskData.open(spec)
+    for found in named_tasks(recipe):
+        if found.name == spec.name:
+            return TaskData.open(spec.replace(source=found.source))
+    raise MtnlpError(
+        f"{spec.name}: its rows were given in memory and are not in the run folder. Use "
+        "mtnlp.load(run).predict on rows instead."
+    )
 
 
-def _question(spec: TaskSpec, row: Mapping[str, Any], index: int) -> Example:
+def _question(spec: TaskSpec, row: Mapping[str, Any], index: int, place: str) -> Example:
     """A row without its answer. Columns may have the source's names or the task's own."""
+    if not isinstance(row, Mapping):
+        fields = ", ".join(f"{name!r}: ..." for name in spec.parts.inputs)
+        raise DataError(f"{place}: expected a mapping of fields like {{{fields}}}, found {row!r:.60}.")
     renamed = {name: name for name in (*spec.parts.inputs, *spec.parts.optional) if name in row}
     plain = spec.replace(fields={**spec.fields, **renamed})
     try:
-        return example(plain, {k: v for k, v in row.items() if k in renamed or k != spec.parts.target}, index,
-                       needs_target=False)
+        return example(
+            plain,
+            {k: v for k, v in row.items() if k in renamed or k != spec.parts.target},
+            index,
+            needs_target=False,
+        )
     except DataError as error:
-        raise DataError(f"row {index + 1}: {error}") from None
+        raise DataError(f"{place}: {error}") from None
 
 
 def _readable(spec: TaskSpec, asked: Example, answer: Mapping[str, Any], form: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtnlp.bench.predict import Questions
+from mtnlp.bench.questions import Questions
 from mtnlp.data.shuffle import sample
 from mtnlp.data.sources import read_example
 from mtnlp.errors import DataError, MtnlpError
@@ -38,15 +38,14 @@ def store_of(data: TaskData, split: str, encoder: Encoder, problems: list[str]) 
         problems.append(bad_rows(data, split, form=encoder.form) or f"{data.spec.name}: {error}")
     except OSError as error:
         raise MtnlpError(
-            f"{cache_dir()}: tokens cannot be kept there ({error.strerror}). Set MTNLP_CACHE to a folder that can "
-            "be written."
+            f"{cache_dir()}: tokens cannot be kept there ({error.strerror}). Set MTNLP_CACHE to a folder "
+            "that can be written."
         ) from None
     return None
 
 
 def bad_rows(data: TaskData, split: str, *, most: int | None = None, form: str = "encoder") -> str | None:
-    """What is wrong with the first row of a split that cannot be used, and how many more there are; None = all
-    are good.
+    """What is wrong with the first row of a split that cannot be used, and how many there are; None = none.
 
     Args:
         most: look at those only that `questions_of` takes.

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtnlp import assemble, config
-from mtnlp.assemble import Plan
+from mtnlp.bench import tables
 from mtnlp.bench.evaluate import Report, evaluate, goodness
 from mtnlp.errors import MtnlpError, RecipeError
+from mtnlp.resolve import Plan, resolve
 from mtnlp.runs.folder import RunFolder
 from mtnlp.runs.hints import next_steps
 from mtnlp.runs.session import bad_rows, questions_of, store_of, train_targets
@@ -68,6 +69,7 @@ def finetune(
     if accelerator.is_main_process:
         folder.create(plan.recipe, plan.specs, resume=resume)
     accelerator.wait_for_everyone()
+    _start_trackers(plan, folder, accelerator, resume=resume)
     if resume:
         _resume(run, folder, say)
     judge = _Judge(plan, run, encoder)
@@ -87,16 +89,18 @@ def finetune(
 
 
 def _resolved(source: config.Source, overrides: Iterable[str]) -> Plan:
-    """The plan, with all rows read that it will be scored on. Only if something is wrong, training rows are read
-    as well, so that everything is told at once; else they are read when they are tokenised.
+    """The plan, with all rows read that it will be scored on.
+
+    Training rows are read when they are tokenised, and only if something is wrong already here too, so that
+    everything is told at once.
 
     Raises:
         RecipeError: every problem of keys, names, options, files, columns and rows.
     """
     try:
-        return assemble.resolve(source, overrides, look=_bad_judged_rows)
+        return resolve(source, overrides, look=_bad_judged_rows)
     except RecipeError:
-        return assemble.resolve(source, overrides, look=_bad_rows)
+        return resolve(source, overrides, look=_bad_rows)
 
 
 def _bad_rows(recipe: Recipe, data: TaskData) -> list[str]:
@@ -105,7 +109,7 @@ def _bad_rows(recipe: Recipe, data: TaskData) -> list[str]:
 
 
 def _bad_judged_rows(recipe: Recipe, data: TaskData, form: str = "encoder") -> list[str]:
-    """A sentence with file, line and field per split that the task will be scored on and that holds a bad row."""
+    """A sentence, with file, line and field, per split with a bad row among those it is scored on."""
     judged = {_split_while_training(recipe, data): recipe.eval.rows, _final_split(recipe, data): None}
     problems = [bad_rows(data, split, most=most, form=form) for split, most in judged.items() if split]
     return [problem for problem in problems if problem]
@@ -168,11 +172,24 @@ def _require_trackers(trackers: list[str]) -> None:
             raise MtnlpError(f'track: {name} is not installed. Run: pip install "mtnlp[track]"')
 
 
+def _start_trackers(plan: Plan, folder: RunFolder, accelerator: Any, *, resume: bool) -> None:
+    """MtnlpError if a tracker refuses, as without an account; the new folder is removed again."""
+    if not plan.recipe.track:
+        return
+    try:
+        accelerator.init_trackers(plan.recipe.name)
+    except Exception as error:  # each of them has errors of its own
+        if accelerator.is_main_process and not resume:
+            folder.remove()
+        names = ", ".join(plan.recipe.track)
+        raise MtnlpError(
+            f"track: {names} could not start ({type(error).__name__}: {error}). Leave it out or set it up."
+        ) from error
+
+
 def _printer(console: Console | None, accelerator: Any) -> Callable[[Any], None]:
     """Prints text and reports, on the first rank only."""
-    from rich.console import Console
-
-    console = console or Console(highlight=False)
+    console = console or tables.console()
 
     def say(item: Any) -> None:
         if not accelerator.is_main_process:
@@ -191,7 +208,6 @@ def _resume(run: Run, folder: RunFolder, say: Callable[[Any], None]) -> None:
     saved = checkpoint.checkpoints(folder.checkpoints)
     if saved:
         checkpoint.load(run, saved[-1])
-        run.stopped = "" if run.stopped == INTERRUPTED else run.stopped
         say(f"Resumed after step {run.step} of {run.steps}.")
     else:
         say("No checkpoint yet: starting from the first step.")
@@ -260,12 +276,12 @@ def _train(plan: Plan, run: Run, folder: RunFolder, judge: _Judge, say: Callable
         with progress.doing("scoring"):
             report = judge.report()
         progress.say(report.line(f"scores after step {run.step}", progress.short))
-        return {score.task: goodness(score.main, score.kind, score.values[score.main]) for score in report.scores}
+        return {
+            score.task: goodness(score.main, score.kind, score.values[score.main]) for score in report.scores
+        }
 
     scored = callbacks.Evaluate(run, scores, best=best, patience=settings.patience, writer=writer)
     tracker = [callbacks.Tracker(acc)] if plan.recipe.track else []
-    if tracker:
-        acc.init_trackers(plan.recipe.name)
     save_every = plan.recipe.train.checkpoint_every or settings.every
     todo = [writer, progress, *tracker]
     todo += [callbacks.Every(settings.every, scored, last=run.steps)] if judged else []
@@ -276,7 +292,7 @@ def _train(plan: Plan, run: Run, folder: RunFolder, judge: _Judge, say: Callable
     finally:
         for item in (progress, writer, *tracker):
             item.close()
-    if run.stopped == INTERRUPTED:
+    if run.stopped == loop.INTERRUPTED:
         run.stopped = ""
         checkpoint.save(run, folder.checkpoints, keep=2)
         say(f"Stopped after step {run.step} of {run.steps}; everything is saved.")
@@ -289,20 +305,20 @@ def _train(plan: Plan, run: Run, folder: RunFolder, judge: _Judge, say: Callable
         checkpoint.save_weights(run, folder.weights)
 
 
-INTERRUPTED = "interrupted"
-
-
 @contextmanager
 def _stopping(run: Run, progress: Progress) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) ends the run after the current step, the second one at once."""
+    """The first Ctrl-C (or SIGTERM) ends the run after the current step, a second Ctrl-C at once.
+
+    A second SIGTERM does not: on Ctrl-C, launchers send one to processes that the terminal has told already.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def ask(number: int, frame: Any) -> None:
-        if run.stopped == INTERRUPTED:
+        if run.asked_to_stop and number == signal.SIGINT:
             raise KeyboardInterrupt
-        run.stopped = INTERRUPTED
+        run.asked_to_stop = True
         progress.stopping()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -15,6 +15,7 @@ from mtnlp.tasks.spec import UNLABELLED, Example, TaskSpec
 from mtnlp.tasks.templates import render_field, variables
 
 _MISSING = object()
+LARGEST = 3e38  # what a float32 holds
 _HIDDEN = "has no answer. Is this the unlabelled test split? Name only the others under `splits`"
 MOST_LABELS = 1000  # more different values than this in one column are not a closed list of labels
 
@@ -144,6 +145,8 @@ def _hidden(value: Any) -> bool:
 
 def _text(name: str, value: Any) -> str:
     if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise DataError(f"{name}: found half of a surrogate pair in {value!r:.40}; that is no text.")
         return value
     if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
         return str(value)
@@ -236,7 +239,7 @@ def _score(spec: TaskSpec, name: str, value: Any) -> float:
         score = math.nan
     if value is None or value == "":
         raise DataError(f"{name}: the row {_HIDDEN}.")
-    if not math.isfinite(score):
+    if not abs(score) < LARGEST:
         raise DataError(f"{name}: expected a number, found {_shown(value)}.")
     low, high = spec.score_range or (-math.inf, math.inf)
     if not low <= score <= high:

@@ -1,8 +1,8 @@
 """What the tasks of a recipe can be: registered names, YAML files, folders, Natural-Instructions files.
 
-A task in YAML has TaskSpec's fields as keys, and two short forms: `use: glue/sst2` to start from another task and
-change some keys (each key given replaces that key whole), and `template:` for one template, as a text or by the
-name it has among the task's own.
+A task in YAML has TaskSpec's fields as keys, and two short forms: `use: glue/sst2` to start from another task
+and change some keys (each key given replaces that key whole), and `template:` for one template, as a text or
+by the name it has among the task's own.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 from mtnlp import strict_yaml, tasks
 from mtnlp.errors import MtnlpError, RecipeError, did_you_mean
 from mtnlp.tasks import folders, templates
-from mtnlp.tasks.spec import TaskSpec, Template
+from mtnlp.tasks.spec import MEMORY, TaskSpec, Template
 
 KEYS = (*(field.name for field in dataclasses.fields(TaskSpec)), "template", "use")
-REMOTE = ("hub:", "pystdlib:")  # sources that are not paths
+REMOTE = ("hub:", "pystdlib:", MEMORY)  # sources that are not paths
 
 
 def load(entry: str, base: Path | str = ".") -> list[TaskSpec]:
@@ -118,6 +118,8 @@ def _read(path: Path) -> list[TaskSpec]:
     if (real := path.resolve()) in _open:
         raise MtnlpError(f"{path}: its `use` leads back to itself.")
     found = strict_yaml.read(path)
+    if isinstance(found, dict) and {"model", "tasks"} & set(found):
+        raise MtnlpError(f"{path}: this is a recipe, not a task. `mtnlp check {path}` shows its tasks.")
     items = found if isinstance(found, list) else [found]
     places = [f"{path}"] if len(items) == 1 else [f"{path}: task {i + 1}" for i in range(len(items))]
     _open.append(real)
@@ -235,6 +237,9 @@ def _source(value: Any) -> Any:
     if isinstance(value, str) and value:
         return value
     if isinstance(value, Mapping) and value and all(isinstance(item, str | list) for item in value.values()):
+        for split, rows in value.items():
+            if odd := [row for row in rows if not isinstance(rows, str) and not isinstance(row, Mapping)]:
+                raise MtnlpError(f"{split}: a row is a mapping of columns to values, found {odd[0]!r:.60}.")
         return dict(value)
     raise MtnlpError(
         f"expected a path, hub:owner/name@revision, or a mapping of split to path or list of rows, "

@@ -30,6 +30,7 @@ from typing import Any
 
 from mtnlp.errors import MtnlpError, did_you_mean
 
+MEMORY = "memory:"  # how a run folder writes rows that it does not keep
 UNLABELLED = -1  # what hub data sets put in place of a hidden label
 
 

@@ -64,8 +64,13 @@ class Evaluate:
     """
 
     def __init__(
-        self, run: Run, evaluate: Callable[[], Mapping[str, float]], *, best: Path | None = None,
-        patience: int | None = None, writer: MetricsWriter | None = None,
+        self,
+        run: Run,
+        evaluate: Callable[[], Mapping[str, float]],
+        *,
+        best: Path | None = None,
+        patience: int | None = None,
+        writer: MetricsWriter | None = None,
     ) -> None:
         self.run, self.evaluate, self.best, self.patience, self.writer = run, evaluate, best, patience, writer
 
@@ -85,8 +90,9 @@ class Evaluate:
             return
         memory["since_best"] += 1
         if self.patience is not None and memory["since_best"] >= self.patience:
-            self.run.stopped = (f"no better mean score in {self.patience} evaluations since step "
-                                f"{memory['best']['step']}")
+            self.run.stopped = (
+                f"no better mean score in {self.patience} evaluations since step {memory['best']['step']}"
+            )
 
 
 class Save:
@@ -117,8 +123,16 @@ class MetricsWriter:
             self.file = path.open("a", encoding="utf-8")
 
     def __call__(self, record: StepRecord) -> None:
-        self.write("step", step=record.step, losses=record.losses, lr=record.lr, grad_norm=record.grad_norm,
-                   seconds=round(record.seconds, 6), tokens=record.tokens, useful_share=record.useful_share)
+        self.write(
+            "step",
+            step=record.step,
+            losses=record.losses,
+            lr=record.lr,
+            grad_norm=record.grad_norm,
+            seconds=round(record.seconds, 6),
+            tokens=record.tokens,
+            useful_share=record.useful_share,
+        )
 
     def write(self, kind: str, *, step: int, **values: Any) -> None:
         if self.file:
@@ -131,7 +145,7 @@ class MetricsWriter:
 
 
 class Progress:
-    """How far the run is and the latest loss of every task: live on a terminal; elsewhere a line every so often.
+    """How far the run is, and the latest loss of every task: live on a terminal, else a line now and then.
 
     Args:
         total: steps of the run; done: steps before this start.
@@ -166,7 +180,11 @@ class Progress:
             self.live.update(record.step, rate)
         elif record.step == self.total or time.monotonic() - self.said >= self.seconds:
             self.said = time.monotonic()
-            named = {self.short.get(task, task): f"{loss:.3f}" for task, loss in self.losses.items() if loss == loss}
+            named = {
+                self.short.get(task, task): f"{loss:.3f}"
+                for task, loss in self.losses.items()
+                if loss == loss
+            }
             each = _listed([f"{task} {loss}" for task, loss in named.items()])
             mean = sum(record.losses.values()) / len(record.losses)
             numbers = f"loss {mean:.4f}  {each}  lr {record.lr:.2e}  {rate:,.0f} tokens/s"
@@ -216,12 +234,19 @@ class _Live:
         self.console, self.progress = Console(file=progress.stream, highlight=False), progress
         speed = TextColumn("{task.fields[rate]:,.0f} tokens/s", style="dim")
         self.bar = Progress(
-            TextColumn("{task.fields[what]:<8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), speed
+            TextColumn("{task.fields[what]:<8}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            speed,
         )
         self.bar.add_task(TRAINING, total=progress.total, completed=done, what=TRAINING, rate=0.0)
         # A piped stdout is not ours to draw on.
         self.display = Live(
-            Group(self.bar, self), console=self.console, refresh_per_second=5, redirect_stdout=sys.stdout.isatty()
+            Group(self.bar, self),
+            console=self.console,
+            refresh_per_second=5,
+            redirect_stdout=sys.stdout.isatty(),
         )
         self.display.start()
         self.stop = self.display.stop
@@ -274,8 +299,11 @@ class Tracker:
 
     def __call__(self, record: StepRecord) -> None:
         losses = {f"loss/{task}": loss for task, loss in record.losses.items()}
-        rest = {"lr": record.lr, "grad_norm": record.grad_norm,
-                "tokens_per_second": record.tokens / record.seconds}
+        rest = {
+            "lr": record.lr,
+            "grad_norm": record.grad_norm,
+            "tokens_per_second": record.tokens / record.seconds,
+        }
         self.accelerator.log({**losses, **rest}, step=record.step)
 
     def close(self) -> None:

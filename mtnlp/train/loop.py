@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from mtnlp.models.multitask import MultitaskModel
 
 
+INTERRUPTED = "interrupted"
+
+
 @dataclass
 class Run:
     """All live parts of a training run. `checkpoint.save` writes whatever of it a resume needs.
@@ -43,8 +46,11 @@ class Run:
         seed: of the randomness inside the model (dropout); every step is seeded anew by (seed, step, rank).
         step: optimizer steps done.
         max_tokens: padded tokens of a micro-batch; None = as the mixture says. Halved when memory runs out.
-        stopped: why the run ended before `steps`; empty = it did not.
+        stopped: why the run ended before `steps`; empty = it did not. The same on all ranks.
+        asked_to_stop: set on any rank at any time, by a signal: all ranks end after the same step, the
+            present or the next one, with `stopped` = INTERRUPTED.
         memory: what callbacks must remember over a resume; JSON values only.
+        row_name: (task, row of its store) -> what messages call it.
     """
 
     tasks: Sequence[str]
@@ -58,7 +64,9 @@ class Run:
     step: int = 0
     max_tokens: int | None = None
     stopped: str = ""
+    asked_to_stop: bool = False
     memory: dict[str, Any] = field(default_factory=dict)
+    row_name: Callable[[int, int], str] = lambda task, row: str(row)
 
     def __post_init__(self) -> None:
         shared = list(self.model.shared_parameters().values())
@@ -112,7 +120,8 @@ def steps(run: Run) -> Iterator[StepRecord]:
         # 1. Forward and backward of this rank's share, micro-batch by micro-batch.
         if not model.training:
             model.train()
-        tally = acc.reduce(_accumulate(run, plan, task_grads), "sum")
+        tally = _accumulate(run, plan, task_grads)
+        tally = acc.reduce(torch.cat([tally, tally.new_tensor([float(run.asked_to_stop)])]), "sum")
 
         # 2. Across ranks, then across tasks: one gradient.
         private = [*optimizer.private(plan.tasks), *(p for p in balancer.parameters() if p.requires_grad)]
@@ -125,7 +134,7 @@ def steps(run: Run) -> Iterator[StepRecord]:
         # 3. Update.
         norms = optimizer.norms(plan.tasks, acc)
         numbers = torch.cat([tally, norms]).tolist()  # here the host waits for the device
-        losses, (useful, padded, *all_norms) = numbers[: len(plan.tasks)], numbers[len(plan.tasks) :]
+        losses, (useful, padded, asked, *all_norms) = numbers[: len(plan.tasks)], numbers[len(plan.tasks) :]
         _check_finite(run, plan, losses, all_norms)
         optimizer.clip(plan.tasks, norms)
         lr = optimizer.step(run.step)
@@ -136,6 +145,8 @@ def steps(run: Run) -> Iterator[StepRecord]:
         by_name = {run.tasks[task]: loss for task, loss in zip(plan.tasks, losses, strict=True)}
         seconds = time.perf_counter() - start
         yield StepRecord(run.step, by_name, lr, math.hypot(*all_norms), seconds, int(useful), useful / padded)
+        if (asked or (run.asked_to_stop and acc.num_processes == 1)) and not run.stopped:
+            run.stopped = INTERRUPTED
 
 
 def fit(run: Run, callbacks: Sequence[Callable[[StepRecord], None]] = ()) -> Run:
@@ -234,27 +245,30 @@ def _check_finite(run: Run, plan: StepPlan, losses: list[float], norms: list[flo
     shared, *private = norms
     names = [run.tasks[task] for task in plan.tasks]
     found = [
-        f"the loss of {name} is {loss}; its rows: {_listed(rows)}"
-        for name, loss, rows in zip(names, losses, plan.rows, strict=True)
+        f"the loss of {names[i]} is {loss}; its rows: {_rows(run, plan, i)}"
+        for i, loss in enumerate(losses)
         if not math.isfinite(loss)
     ]
     if not found:
         found = [
-            f"the gradient of {name}'s own parameters has norm {norm}; its rows: {_listed(rows)}"
-            for name, norm, rows in zip(names, private, plan.rows, strict=True)
+            f"the gradient of {names[i]}'s own parameters has norm {norm}; its rows: {_rows(run, plan, i)}"
+            for i, norm in enumerate(private)
             if not math.isfinite(norm)
         ]
     if not found and not math.isfinite(shared):
         found = [f"the gradient of the shared parameters has norm {shared}; tasks: {', '.join(names)}"]
     if found:
         raise TrainingError(
-            f"Step {run.step + 1}: {'. '.join(found)}. Nothing was updated in this step. "
+            f"Step {run.step + 1}: {'. Also '.join(found)}. Nothing was updated in this step. "
             "Lower train.lr, use train.precision=fp32, or look at these rows."
         )
 
 
-def _listed(rows: np.ndarray, shown: int = 8) -> str:
-    return ", ".join(map(str, rows[:shown])) + (f" and {len(rows) - shown} more" if len(rows) > shown else "")
+def _rows(run: Run, plan: StepPlan, i: int, shown: int = 4) -> str:
+    """Some rows that the step drew of its i-th task."""
+    rows = plan.rows[i]
+    named = ", ".join(run.row_name(plan.tasks[i], int(row)) for row in rows[:shown])
+    return named + (f" and {len(rows) - shown} more" if len(rows) > shown else "")
 
 
 def _seed(seed: int, step: int, rank: int) -> int:

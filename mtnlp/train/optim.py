@@ -62,9 +62,10 @@ class Schedule:
             return self.lr * (step / warm)
         if self.name == "constant":
             return self.lr
-        progress = (step - warm) / max(1, self.steps - warm)
-        left = 1 - progress if self.name == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
-        return self.lr * max(0.0, left)
+        length = max(1, self.steps - warm)
+        if self.name == "linear":
+            return self.lr * max(0.0, (self.steps - step) / length)
+        return self.lr * max(0.0, 0.5 * (1 + math.cos(math.pi * ((step - warm) / length))))
 
 
 class RowAdamW:

@@ -97,7 +97,7 @@ def test_json_lines_are_passed_on_as_they_are(answers):
         ('{"text": "a"}\n[1]\n', "mood", 'standard input:2: expected an object like {"text": ...}, found'),
         ("a\tb\nc\n", "same", "standard input:2: same needs two texts separated by one tab, found 1."),
         ("hm\n", "exam", 'give JSONL like {"question": ..., "choices": ...}'),
-        ("\nfine\nbad\n", "mood", "standard input, rows from line 2 on: row 2: no good."),
+        ("\nfine\nbad\n", "mood", "standard input:3: no good."),
     ],
 )
 def test_rows_that_do_not_fit_name_the_line(answers, text, task, message):
@@ -105,6 +105,10 @@ def test_rows_that_do_not_fit_name_the_line(answers, text, task, message):
 
     assert result.code == 2
     assert message in result.err
+
+
+def test_a_byte_order_mark_is_no_text(answers):
+    assert answers('\ufeff{"text": "a"}\n', "--task", "mood")[0] == [{"text": "a"}]
 
 
 def test_a_long_input_streams_in_chunks_from_a_file(run, house, tmp_path):

@@ -125,7 +125,9 @@ def test_validation_is_held_out_by_content_where_a_source_has_none(form, tmp_pat
         if form == "folder":
             write(tmp_path / name / "test.jsonl", jsonl(rows[:3]))
         memory = {"train": rows, "test": rows[:3]}
-        return {"file": path, "folder": str(tmp_path / name), "split": {"train": path}, "memory": memory}[form]
+        return {"file": path, "folder": str(tmp_path / name), "split": {"train": path}, "memory": memory}[
+            form
+        ]
 
     first = opened(source("a", many))
     grown = opened(source("b", [{"text": "new", "label": "neg"}, *reversed(many)]))

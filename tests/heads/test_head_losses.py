@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -55,15 +57,27 @@ def test_classify_is_cross_entropy_of_the_pooled_sequence(hidden, mask, kind):
     assert [p["value"] for p in head.predict(hidden, mask, part(None))] == scores.argmax(1).tolist()
 
 
-def test_multilabel_is_mean_binary_cross_entropy(hidden, mask):
+def test_multilabel_separates_right_from_wrong_labels_at_zero(hidden, mask):
     head, target = make("multilabel", labels=LABELS), torch.randint(0, 2, (S, C)).float()
 
     losses = head.loss(hidden, mask, part(target))
 
-    p = head.out(pooled(hidden, mask, "mean")).sigmoid()
-    torch.testing.assert_close(losses, -(target * p.log() + (1 - target) * (1 - p).log()).mean(1))
+    scores = head.out(pooled(hidden, mask, "mean"))
+    wrong, right = (1 - target) * scores.exp(), target * (-scores).exp()
+    torch.testing.assert_close(losses, (1 + wrong.sum(1)).log() + (1 + right.sum(1)).log())
     values = [p["value"] for p in head.predict(hidden, mask, part(None))]
-    assert values == [tuple(row.nonzero().flatten().tolist()) for row in p > 0.5]
+    assert values == [tuple(row.nonzero().flatten().tolist()) for row in scores > 0]
+
+
+def test_multilabel_with_all_scores_zero_loses_what_the_paper_says(hidden, mask):
+    head = make("multilabel", labels=LABELS)
+    torch.nn.init.zeros_(head.out.weight)
+    target = torch.zeros(S, C)
+    target[:, 0] = 1
+
+    losses = head.loss(hidden, mask, part(target))
+
+    torch.testing.assert_close(losses, torch.full((S,), math.log(1 + (C - 1)) + math.log(2)))
 
 
 def test_regress_is_squared_error_in_units_of_the_scale(hidden, mask):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from tiny_hub import stand_in
 
 import mtnlp
 from mtnlp import strategies
+from mtnlp.bench.predict import Predictor
 from mtnlp.train.checkpoint import checkpoints, read_table
 
 ROWS = [{"text": "a b", "label": "x"}, {"text": "c d", "label": "y"}] * 8
 TASK = {"name": "toy", "kind": "classify", "source": {"train": ROWS, "validation": ROWS}}
 STRATEGY = """
 from mtnlp import strategies
+from mtnlp.bench.predict import Predictor
 from mtnlp.strategies.heads import Heads
 
 @strategies.register("heads-of-mine")
@@ -82,3 +85,92 @@ def test_the_last_line_of_metrics_is_the_evaluation_that_results_agree_with(back
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert [line["kind"] for line in lines] == ["step", "step", "eval"]
     assert lines[-1]["aggregate"] == pytest.approx(report.mean) == pytest.approx(results["mean"])
+
+
+def test_a_task_without_validation_is_never_judged_on_test_while_it_trains(backbone, tmp_path):
+    rows = [{"text": f"row {i}", "label": "xy"[i % 2]} for i in range(40)]
+    test = [{"text": f"unseen {i}", "label": "x"} for i in range(5)]
+    copies = {
+        **TASK,
+        "name": "copies",
+        "source": {"train": ROWS, "test": test},
+    }  # nothing can be held out of it
+    tasks = [{**TASK, "source": {"train": rows, "test": test}}, copies]
+    seen = []
+
+    def spy(self, questions):
+        seen.append(
+            {part.spec.name: {one.inputs["text"] for one in part.examples} for part in questions.values()}
+        )
+        return call(self, questions)
+
+    call = Predictor.__call__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Predictor, "__call__", spy)
+        report = mtnlp.finetune(recipe(backbone, tasks=tasks, eval={"every": 1}), out=tmp_path / "run")
+
+    assert [(score.task, score.split, score.n) for score in report.scores] == [
+        ("toy", "test", 5),
+        ("copies", "test", 5),
+    ]
+    *training, last = seen
+    assert len(training) == 2 and all(set(questions) == {"toy"} for questions in training)
+    assert training[0]["toy"] < {row["text"] for row in rows} and len(training[0]["toy"]) < 9
+    assert last["toy"] == last["copies"] == {row["text"] for row in test}
+
+
+def test_shots_are_kept_with_the_run_and_are_no_training_rows(tmp_path):
+    rows = [{"text": f"row {i}", "label": "xy"[i % 2]} for i in range(12)]
+    task = {**TASK, "source": {"train": rows, "validation": rows[:4]}, "shots": 2}
+    trunk = str(stand_in("t5", tmp_path / "t5"))
+    mtnlp.finetune(recipe(trunk, tasks=[task], strategy="lora"), out=tmp_path / "run")
+
+    model = mtnlp.load(tmp_path / "run")
+    (spec,) = model.tasks.values()
+    assert len(spec.demonstrations) == 2 and all(row in rows for row in spec.demonstrations)
+    assert model.predict([{"text": "row"}])[0]["label"] in ("x", "y")
+
+
+def test_rows_in_memory_are_told_apart_but_not_kept(backbone, tmp_path):
+    run, again = tmp_path / "run", recipe(backbone)
+    mtnlp.finetune(again, out=run)
+
+    assert "a b" not in (run / "recipe.yaml").read_text() + (run / "tasks.json").read_text()
+    assert mtnlp.finetune(again, out=run, resume=True).scores
+    other = [{**TASK, "source": {"train": ROWS[1:], "validation": ROWS}}]
+    with pytest.raises(mtnlp.MtnlpError, match="run of another recipe; it differs in tasks"):
+        mtnlp.finetune(recipe(backbone, tasks=other), out=run, resume=True)
+    with pytest.raises(mtnlp.RecipeError, match="toy: its rows were given in memory"):
+        mtnlp.finetune(run / "recipe.yaml", out=run, resume=True)
+    with pytest.raises(
+        mtnlp.RecipeError, match=r"toy: its rows were given in memory.*mtnlp.load\(run\).predict"
+    ):
+        mtnlp.evaluate(run)
+
+
+def test_rows_that_a_name_leads_to_can_be_scored_again(tmp_path):
+    rows = [{"input": f"say {i}", "output": ["it"]} for i in range(30)]
+    (tmp_path / "say.json").write_text(json.dumps({"Definition": ["Say it."], "Instances": rows}))
+    trunk = str(stand_in("t5", tmp_path / "t5"))
+    report = mtnlp.finetune(
+        recipe(trunk, tasks=[str(tmp_path / "say.json")], strategy="lora"), out=tmp_path / "run"
+    )
+
+    again = mtnlp.evaluate(tmp_path / "run", tasks=["say"])
+
+    assert [score.values for score in again.scores] == [score.values for score in report.scores]
+
+
+def test_model_predict_says_what_a_row_should_be(backbone, tmp_path):
+    mtnlp.finetune(recipe(backbone), out=tmp_path / "run")
+    model = mtnlp.load(tmp_path / "run")
+
+    assert model.predict([]) == []
+    for rows, message in [
+        ("a b", "rows: expected a list of rows, found one str"),
+        ({"text": "a"}, "rows: expected a list of rows, found one dict"),
+        (["a b"], "row 1: expected a mapping of fields like {'text': ...}, found 'a b'"),
+        ([{"text": "a"}, {"txt": "a"}], "row 2: text: no column 'text' in the row. Did you mean 'txt'"),
+    ]:
+        with pytest.raises(mtnlp.DataError, match=re.escape(message)):
+            model.predict(rows)

@@ -108,7 +108,9 @@ def test_a_template_is_chosen_by_its_name():
     assert names(template="t5")[1].startswith("rte sentence1: a")
     assert names(template="long", templates=own) == (["long", "short"], "Read: a")
     assert names(template="Hm {{ text }}") == (["default"], "Hm a")
-    with pytest.raises(RecipeError, match=r"template: 'instruction' is neither .*Did you mean 'instruction-first'"):
+    with pytest.raises(
+        RecipeError, match=r"template: 'instruction' is neither .*Did you mean 'instruction-first'"
+    ):
         names(template="instruction")
 
 

@@ -99,9 +99,9 @@ def test_a_thousand_registered_tasks_cost_nothing_at_import_and_milliseconds_to_
 
     monkeypatch.setattr(tasks, "_plugins", lambda: {"many": Many("many", "x:y", "mtnlp.tasks")})
     families, before = tasks.families(), len(made)
-    start = time.perf_counter()
+    start = time.process_time()
     names = tasks.names()
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     tasks._family.cache_clear()
 
     assert "many" in families and before == 0  # known, not loaded

@@ -77,12 +77,12 @@ BOMBS = {
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_template_bomb_fails_at_once_and_names_task_and_template(name):
     spec = CLASSIFY.replace(name="demo/task", templates={"boom": Template(BOMBS[name])})
-    start = time.perf_counter()
+    start = time.process_time()
 
     with pytest.raises(MtnlpError, match="demo/task: template 'boom', prompt: "):
         render(spec, made(spec, 0))
 
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import pytest
 import torch
 
 from mtnlp.train import checkpoint
-from mtnlp.train.callbacks import Evaluate, Every, MetricsWriter, Progress, Save, Tracker, aggregate
+from mtnlp.train.callbacks import (
+    Evaluate,
+    Every,
+    MetricsWriter,
+    Progress,
+    Save,
+    Tracker,
+    aggregate,
+    short_names,
+)
 from mtnlp.train.loop import StepRecord, fit, steps
 
 
@@ -116,27 +126,44 @@ def test_patience_goes_on_counting_after_a_resume(tiny, tmp_path):
 
 def test_progress_is_few_lines_where_there_is_no_terminal():
     stream = io.StringIO()
-    progress = Progress(50, seconds=3600, stream=stream)
+    progress = Progress(50, tasks=["x/b", "x/a", "y/c"], seconds=3600, stream=stream)
 
     for step in range(1, 51):
-        progress(record(step))
+        progress(
+            StepRecord(
+                step, {"x/a": 0.5, "y/c": 0.25} if step > 9 else {"x/b": 2.0}, 1e-3, 1.5, 0.25, 100, 1.0
+            )
+        )
+    with progress.doing("scoring"):
+        progress.say("scores")
     progress.close()
 
-    (line,) = stream.getvalue().splitlines()
-    assert line.startswith("step 50/50  loss 0.3750")
+    line, said = stream.getvalue().splitlines()
+    assert line == "step 50/50  loss 0.3750  b 2.000  a 0.500  c 0.250  lr 1.00e-03  400 tokens/s"
+    assert said == "scores"
 
 
-def test_progress_is_a_bar_on_a_terminal():
+@pytest.mark.parametrize(("tasks", "more"), [(3, ""), (130, "and 119 more tasks")])
+def test_progress_is_a_bar_and_the_losses_on_a_terminal(tasks, more, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
     stream = io.StringIO()
     stream.isatty = lambda: True
-    progress = Progress(2, stream=stream)
+    names = [f"family/task{i}" for i in range(tasks)]
+    progress = Progress(2, tasks=names, stream=stream)
 
-    progress(record(1))
-    progress(record(2))
+    progress(StepRecord(1, {names[0]: 0.5, names[1]: 0.25}, 1e-3, 1.5, 0.25, 100, 1.0))
+    progress.say("scores of all")
     progress.close()
 
-    assert "2/2" in stream.getvalue()
-    assert "loss 0.3750" in stream.getvalue()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    last = shown[shown.rindex("training") :]
+    assert "1/2" in last and "scores of all" in shown
+    assert "task0 0.500" in last and "task1 0.250" in last and "task2 -" in last and more in last
+    assert max(map(len, last.splitlines())) <= 40 and len(last.splitlines()) <= 9
+
+
+def test_short_names_say_which_task():
+    assert short_names(["a/x", "b/x", "a/y", "z"]) == {"a/x": "a/x", "b/x": "b/x", "a/y": "y", "z": "z"}
 
 
 def test_progress_can_be_silent():

@@ -50,6 +50,14 @@ def test_a_step_is_the_sum_of_task_means_however_it_is_cut(tiny, strategy, balan
         torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_dropout_is_on_from_the_first_step_though_backbones_are_loaded_in_eval_mode(tiny):
+    run = tiny.make(total=2)
+    run.model.backbone.eval()
+
+    for _ in steps(run):
+        assert all(module.training for module in run.model.modules())
+
+
 def test_records_say_what_happened(tiny):
     run = tiny.make(total=4)
 

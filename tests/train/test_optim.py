@@ -75,7 +75,7 @@ def test_learning_rates_equal_those_of_transformers(name, warmup):
     )
 
     for step in range(50):
-        assert schedule.lr_at(step) == pytest.approx(theirs.get_last_lr()[0], rel=1e-12, abs=1e-18)
+        assert schedule.lr_at(step) == theirs.get_last_lr()[0]  # to the last bit
         optimizer.step()
         theirs.step()
     assert schedule.warmup_steps == {0: 0, 0.1: 5, 7: 7}[warmup]

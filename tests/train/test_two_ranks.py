@@ -84,6 +84,11 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_both_before_the_update(rank
         assert found["same"]
 
 
+def test_a_signal_to_one_rank_ends_both_after_the_same_step(ranks):
+    for rank in (0, 1):
+        assert json.loads((ranks / f"asked-{rank}.json").read_text()) == [3, "interrupted"]
+
+
 def test_sharded_weights_resume_bit_for_bit(ranks):
     resumed, whole = (load_file(ranks / f"{name}-1.safetensors") for name in ("resumed", "full"))
 

@@ -189,6 +189,14 @@ def nan_on_one_rank(folder: Path, rank: int) -> None:
     (folder / f"nan-{rank}.json").write_text(json.dumps({"message": message, "same": same}))
 
 
+def asked_on_one_rank(folder: Path, rank: int) -> None:
+    """Only rank 1 is told to stop, after step 2."""
+    run = make(dropout=0.0)
+    for record in steps(run):
+        run.asked_to_stop = rank == 1 and record.step == 2
+    (folder / f"asked-{rank}.json").write_text(json.dumps([run.step, run.stopped]))
+
+
 def sharded_resume(folder: Path, rank: int) -> None:
     """Save sharded weights in the middle of an epoch, load them into a new run, go on to the end."""
     half = make(**SHARDED["full"])
@@ -214,6 +222,7 @@ def main(folder: Path) -> None:
             (folder / f"{name}-{rank}.json").write_text(json.dumps(records))
             save_file(end, folder / f"{name}-{rank}.safetensors")
         (sharded_resume if sharded == "true" else nan_on_one_rank)(folder, rank)
+        asked_on_one_rank(folder, rank)
     torch.distributed.destroy_process_group()
 
 
