@@ -330,6 +330,8 @@ def _sentence(error: Mapping[str, Any], known: Mapping[str, Any], prefix: tuple[
         return f"{key}: missing; it has no default."
     if error["type"] == "value_error":  # our own sentences, which say what they found
         return f"{key}: {error['ctx']['error']}"
+    if error["type"] == "tuple_type":
+        return f"{key}: expected a list, as in [a, b] (got {shown(error['input'])})."
     if error["type"] == "model_type":
         return f"{key}: expected keys and values (got {shown(error['input'])})."
     return f"{key}: {error['msg']} (got {shown(error['input'])})."

@@ -47,12 +47,12 @@ def resolve(
     source: config.Source,
     overrides: Iterable[str] = (),
     *,
-    look: Callable[[Recipe, TaskData], Iterable[str]] = lambda recipe, data: (),
+    look: Callable[[Recipe, Sequence[TaskData], bool], Iterable[str]] = lambda recipe, tasks, doubtful: (),
 ) -> Plan:
     """Read a recipe, look up its names and open its tasks.
 
     Args:
-        look: what else may be wrong with an opened task, in sentences.
+        look: (recipe, opened tasks, whether something is wrong already) -> what else is, in sentences.
 
     Raises:
         RecipeError: everything that is wrong with keys, names, options, tasks, files and columns, together.
@@ -67,7 +67,7 @@ def resolve(
     for spec in specs:
         _collect(problems, _check_metrics, spec)
     data = [opened for spec in specs if (opened := _collect(problems, _open, spec)) is not None]
-    problems += [problem for opened in data for problem in look(recipe, opened)]
+    problems += look(recipe, data, bool(problems))
     if not problems:  # these name tasks, and are right or wrong only when all tasks are there
         _collect(problems, _check_split, recipe, data)
         sizes = [len(opened.rows("train")) for opened in data]

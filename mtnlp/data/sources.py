@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from mtnlp.data import readers
+from mtnlp.data import hub, readers
 from mtnlp.data.shuffle import key_of, sample
 from mtnlp.errors import DataError, MtnlpError, did_you_mean
 from mtnlp.tasks.examples import example
@@ -278,7 +278,8 @@ def _from_hub(name: str, source: str) -> dict[str, Rows]:
     import datasets
 
     try:
-        loaded = datasets.load_dataset(match["name"], match["config"], revision=match["revision"])
+        with hub.at_once():
+            loaded = datasets.load_dataset(match["name"], match["config"], revision=match["revision"])
     except Exception as error:  # datasets raises a dozen unrelated types when it cannot find, reach or read
         raise MtnlpError(
             f"{name}: {source} could not be loaded: {type(error).__name__}: {error}. Check its name, config "

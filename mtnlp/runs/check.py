@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -126,10 +126,7 @@ def check(
     """
     from mtnlp.models.backbone import Backbone
 
-    try:
-        plan = resolve(source, overrides)
-    except RecipeError:  # if there is something to mend, then everything at once
-        plan = resolve(source, overrides, look=_bad_rows)
+    plan = resolve(source, overrides, look=_bad_rows)
     recipe = plan.recipe
     outline = Backbone.outline(
         recipe.model.backbone,
@@ -157,8 +154,10 @@ def check(
     return CheckReport(recipe, outline.family, steps, tuple(tasks), _memory(recipe, model), prompts)
 
 
-def _bad_rows(recipe: config.Recipe, data: TaskData) -> list[str]:
-    return [problem for split in data.splits if (problem := bad_rows(data, split))]
+def _bad_rows(recipe: config.Recipe, tasks: Sequence[TaskData], doubtful: bool) -> list[str]:
+    """Rows are read when they are tokenised; if something is wrong already, here, to tell all at once."""
+    found = [bad_rows(data, split) for data in tasks for split in data.splits] if doubtful else []
+    return [problem for problem in found if problem]
 
 
 def _all_stores(plan: Plan, encoder: Encoder) -> tuple[list[dict[str, TokenStore]], list[str]]:

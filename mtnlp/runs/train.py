@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,7 @@ def finetune(
         The final table, on all ranks; None after a dry run.
     """
     started = time.perf_counter()
-    plan = _resolved(source, overrides)
+    plan = resolve(source, overrides, look=_bad_rows)
     folder = RunFolder(Path(out or Path("runs") / plan.recipe.name))
     folder.check(plan.recipe, resume=resume, force=force)
 
@@ -88,24 +88,17 @@ def finetune(
 # Before training.
 
 
-def _resolved(source: config.Source, overrides: Iterable[str]) -> Plan:
-    """The plan, with all rows read that it will be scored on.
+def _bad_rows(recipe: Recipe, tasks: Sequence[TaskData], doubtful: bool) -> list[str]:
+    """What is wrong with the rows that the run will be scored on; found now, not after training.
 
     Training rows are read when they are tokenised, and only if something is wrong already here too, so that
     everything is told at once.
-
-    Raises:
-        RecipeError: every problem of keys, names, options, files, columns and rows.
     """
-    try:
-        return resolve(source, overrides, look=_bad_judged_rows)
-    except RecipeError:
-        return resolve(source, overrides, look=_bad_rows)
-
-
-def _bad_rows(recipe: Recipe, data: TaskData) -> list[str]:
-    training = bad_rows(data, "train") if "train" in data.splits else None
-    return [*_bad_judged_rows(recipe, data), *([training] if training else [])]
+    problems = [problem for data in tasks for problem in _bad_judged_rows(recipe, data)]
+    if problems or doubtful:
+        found = [bad_rows(data, "train") for data in tasks]
+        problems += [problem for problem in found if problem]
+    return problems
 
 
 def _bad_judged_rows(recipe: Recipe, data: TaskData, form: str = "encoder") -> list[str]:
