@@ -2,8 +2,8 @@
 
     loss = log(1 + sum over wrong labels of e^s) + log(1 + sum over right labels of e^-s)
 
-Binary cross-entropy, the usual choice, says "no label" to everything for a long time where a text has one label in
-thirty; here the wrong labels of a text compete with 0 together, as they do in a softmax.
+Binary cross-entropy, the usual choice, says "no label" to everything for a long time where a text has one
+label in thirty; here the wrong labels of a text compete with 0 together, as they do in a softmax.
 
 Source: Su et al. 2022, "ZLPR: A Novel Loss for Multi-label Classification", arXiv:2208.02955.
 Shapes: S sequences = N examples, L length, D width, C labels.
@@ -24,8 +24,8 @@ from mtnlp.tasks.spec import TaskSpec
 
 @heads.register("multilabel")
 class Multilabel(Head):
-    """Predictions: {"value": ids of the labels with a score above 0, sorted; may be empty, "scores": the C scores as
-    shares sigmoid(s), above one half for the labels in value}."""
+    """Predictions: {"value": ids of the labels with a score above 0, sorted; may be empty, "scores": sigmoid
+    of the C scores, so above one half for the labels in value}."""
 
     def __init__(self, width: int, spec: TaskSpec, *, pooling: str = "mean", dropout: float = 0.1) -> None:
         super().__init__(width, spec, pooling=pooling, dropout=dropout)
