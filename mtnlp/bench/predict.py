@@ -23,10 +23,9 @@ from mtnlp.data.collate import eval_batches
 from mtnlp.data.encode import Encoder, decode
 from mtnlp.data.store import TokenStore
 from mtnlp.models.multitask import MultitaskModel
+from mtnlp.tasks.answers import CLOSED
 from mtnlp.tasks.spec import Example
 from mtnlp.tasks.templates import parse, render
-
-OPTION_KINDS = ("classify", "pair", "ordinal", "choose")
 
 
 class Predictor:
@@ -67,10 +66,8 @@ class Predictor:
                 if self.encoder.form == "encoder":
                     self._by_heads(asked, found)
                 else:
-                    self._by_options({t: q for t, q in asked.items() if q.spec.kind in OPTION_KINDS}, found)
-                    self._by_generation(
-                        {t: q for t, q in asked.items() if q.spec.kind not in OPTION_KINDS}, found
-                    )
+                    self._by_options({t: q for t, q in asked.items() if q.spec.kind in CLOSED}, found)
+                    self._by_generation({t: q for t, q in asked.items() if q.spec.kind not in CLOSED}, found)
         finally:
             self.model.train(was_training)
         return found
