@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mtnlp import strict_yaml
-from mtnlp.errors import MtnlpError
+from mtnlp.errors import MtnlpError, shown
 
 Place = tuple[str, ...]
 
@@ -32,7 +32,7 @@ def apply(
         key, equals, value = text.partition("=")
         place = tuple(key.strip().split("."))
         if not equals or not all(place):
-            problems.append(f"{text!r}: an override is key=value, as in train.lr=1e-4.")
+            problems.append(f"{shown(text)}: an override is key=value, as in train.lr=1e-4.")
             continue
         try:
             given.append((place, strict_yaml.load(value, key.strip())))
@@ -61,10 +61,10 @@ def _set(data: Any, place: Place, value: Any, slots: Mapping[Place, str]) -> Non
             data[key] = {}
         data = data[key]
         if not isinstance(data, (dict, list)):
-            raise MtnlpError(f"{'.'.join(here)} is {data!r}, which has no keys of its own.")
+            raise MtnlpError(f"{'.'.join(here)} is {shown(data)}, which has no keys of its own.")
 
 
 def _position(items: list, part: str) -> int:
     if not part.isdecimal() or int(part) >= len(items):
-        raise MtnlpError(f"expected a position from 0 to {len(items) - 1}, got {part!r}.")
+        raise MtnlpError(f"expected a position from 0 to {len(items) - 1}, got {shown(part)}.")
     return int(part)

@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mtnlp.errors import MtnlpError, did_you_mean
+from mtnlp.errors import MtnlpError, did_you_mean, shown
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class Registry:
             elif name in (plugins := self._plugins()):
                 self._added[name] = plugins[name].load()
         if name not in self._added:
-            raise MtnlpError(f"No {self.noun} is called {name!r}. {did_you_mean(name, self.names())}")
+            raise MtnlpError(f"No {self.noun} is called {shown(name)}. {did_you_mean(name, self.names())}")
         return self._added[name]
 
     def summary(self, name: str) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtnlp import balancers, config, metrics, samplers, strategies
 from mtnlp.config import Recipe
-from mtnlp.errors import DataError, MtnlpError, RecipeError, did_you_mean
+from mtnlp.errors import DataError, MtnlpError, RecipeError, did_you_mean, shown
 from mtnlp.tasks.load import from_mapping, load
 from mtnlp.tasks.spec import TaskSpec
 
@@ -178,7 +178,8 @@ def _check_split(recipe: Recipe, data: Sequence[TaskData]) -> None:
     known = {"validation", "test", *(split for opened in data for split in opened.splits)}
     if recipe.eval.split not in known:
         raise MtnlpError(
-            f"eval.split: no task has a split {recipe.eval.split!r}. {did_you_mean(recipe.eval.split, known)}"
+            f"eval.split: no task has a split {shown(recipe.eval.split)}. "
+            f"{did_you_mean(recipe.eval.split, known)}"
         )
 
 

@@ -1,40 +1,32 @@
 """Documentation that runs: Python blocks are executed, command lines parsed, YAML blocks validated, links
-followed. That the tables agree with the code, test_reference.py says."""
+followed. test_docs_console.py runs the command lines; that the tables agree with the code, test_reference.py
+says."""
 
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from pages import PAGES, ROOT, SHELL, blocks, command_lines
 from typer.main import get_command
 
-import mtnlp
 from mtnlp import balancers, config, samplers, strategies, strict_yaml
 from mtnlp.cli.list import ROOMS
 from mtnlp.cli.main import app
 from mtnlp.tasks.load import from_mapping, load
 
-ROOT = Path(mtnlp.__file__).parents[1]
-PAGES = sorted(path.relative_to(ROOT) for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 END_OF_COMMAND = {"|", ">", "<", "&&", ";", "||"}
 
 
-def blocks(page: Path, *languages: str) -> list[str]:
-    """Bodies of the fenced blocks of a page in one of the languages."""
-    fenced = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    return [body for language, body in fenced if language in languages]
-
-
 def commands(page: Path) -> list[list[str]]:
-    """Arguments of every `mtnlp` in the page's shell blocks: lines that start with `$ `."""
+    """Arguments of every `mtnlp` in the command lines of the page."""
     found = []
-    for body in blocks(page, "console", "bash"):
-        for line in re.findall(r"^\$ (.*)$", body.replace("\\\n", " "), re.MULTILINE):
-            words = shlex.split(line, comments=True)
-            while "mtnlp" in words:
-                words = words[words.index("mtnlp") + 1 :]
-                ends = [i for i, word in enumerate(words) if word in END_OF_COMMAND]
-                found.append(words[: ends[0]] if ends else words)
+    for line in command_lines(page):
+        words = shlex.split(line, comments=True)
+        while "mtnlp" in words:
+            words = words[words.index("mtnlp") + 1 :]
+            ends = [i for i, word in enumerate(words) if word in END_OF_COMMAND]
+            found.append(words[: ends[0]] if ends else words)
     return found
 
 
@@ -47,6 +39,16 @@ def valid(source, overrides=()) -> config.Recipe:
         if not recipe.imports:
             config.build(key, slot, room)
     return recipe
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_block_is_one_that_is_run_or_a_drawing(page):
+    fences = re.findall(r"^ *```.*$", (ROOT / page).read_text("utf-8"), re.MULTILINE)
+
+    assert len(fences) == 2 * len(blocks(page, "python", "yaml", *SHELL, ""))
+    assert not [body for body in blocks(page, "") if "mtnlp " in body or "$ " in body]
+    shown = "".join(blocks(page, *SHELL)).replace("\\\n", " ").splitlines()
+    assert all(line.startswith("$ ") for line in shown), "output is shown that no test compares"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)

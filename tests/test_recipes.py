@@ -1,27 +1,25 @@
 """Every shipped recipe, end to end: two steps, a run folder, and answers from what it holds.
 
 Nothing is left out but size: backbones are tiny random networks of the same family (all but `minilm`, where
-it is installed), hub tasks are a few rows of the same columns (hub_rows.py), other tasks keep some of their
-rows. A new recipe is tested unasked.
+it is installed), hub tasks are a few rows of the same columns, other tasks keep some of their rows
+(few_rows.py). A new recipe is tested unasked.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import json
 
 import pytest
-from hub_rows import ROWS
+from few_rows import hub_row, small, specs_of
 from tiny_hub import stand_in
 
 import mtnlp
 from mtnlp import config
 from mtnlp.data.task_data import TaskData
 from mtnlp.models import _load
-from mtnlp.tasks.load import from_mapping, load
 from mtnlp.tasks.spec import TaskSpec
 
-STEPS, LIMIT = 2, 24
+STEPS = 2
 ANSWER = {
     "classify": {"label", "score", "scores"},
     "pair": {"label", "score", "scores"},
@@ -33,34 +31,6 @@ ANSWER = {
     "span": {"answer"},
     "generate": {"text"},
 }
-
-
-def specs_of(recipe: config.Recipe) -> list[tuple[str | dict, TaskSpec]]:
-    """(what `use` takes, task) of every task of a recipe."""
-    found = []
-    for entry in recipe.tasks:
-        if isinstance(entry, str):
-            specs = load(entry, recipe.base)
-            found += [(entry if len(specs) == 1 else spec.name, spec) for spec in specs]
-        else:
-            found.append((dict(entry), from_mapping(entry, base=recipe.base, where="recipe")))
-    return found
-
-
-def from_hub(spec: TaskSpec) -> bool:
-    return str(spec.source).startswith("hub:")
-
-
-def hub_row(name: str) -> dict:
-    return next(row for pattern, (row, _) in ROWS.items() if fnmatch.fnmatch(name, pattern))
-
-
-def small(entry: str | dict, spec: TaskSpec) -> dict:
-    """The task as a recipe's mapping, with few rows."""
-    if from_hub(spec):
-        rows = [hub_row(spec.name)] * 6
-        return {"use": entry, "source": {"train": rows, "validation": rows[:3]}, "splits": {}}
-    return {**(entry if isinstance(entry, dict) else {"use": entry}), "limit": LIMIT}
 
 
 def some_row(spec: TaskSpec) -> dict:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from mtnlp import assemble
 from mtnlp.data.batch import Batch
+from mtnlp.data.kept import cache_dir
 from mtnlp.models.backbone import Backbone
 from mtnlp.resolve import resolve
-from mtnlp.runs.session import cache_dir
 from mtnlp.train.grads import whole
 from mtnlp.train.loop import Run
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtnlp import balancers
 from mtnlp.balancers.base import Balancer
-from mtnlp.errors import MtnlpError, did_you_mean
+from mtnlp.errors import MtnlpError, did_you_mean, shown
 
 
 @balancers.register("fixed")
@@ -30,11 +30,13 @@ class Fixed(Balancer):
         for name, weight in self.named.items():
             if name not in tasks:
                 raise MtnlpError(
-                    f"balancer.weights: no task of this recipe is called {name!r}. "
+                    f"balancer.weights: no task of this recipe is called {shown(name)}. "
                     f"{did_you_mean(name, tasks)}"
                 )
             if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-                raise MtnlpError(f"balancer.weights: {name}: got {weight!r}; expected a finite number >= 0.")
+                raise MtnlpError(
+                    f"balancer.weights: {name}: got {shown(weight)}; expected a finite number >= 0."
+                )
         self.factors = [float(self.named.get(task, 1.0)) for task in tasks]
 
     def weigh(self, tasks: Sequence[int], losses: Tensor, share: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mtnlp.errors import MtnlpError, did_you_mean
+from mtnlp.errors import MtnlpError, did_you_mean, shown
 
 METHODS = ("strategies", "samplers", "balancers", "heads")
 ROOMS = ("tasks", *METHODS, "recipes", "metrics")
@@ -21,7 +21,7 @@ def list_names(
 ) -> None:
     """List what can be named in a recipe."""
     if room not in ROOMS:
-        raise MtnlpError(f"There is no list of {room!r}. {did_you_mean(room, ROOMS)}")
+        raise MtnlpError(f"There is no list of {shown(room)}. {did_you_mean(room, ROOMS)}")
     rows = (
         _methods(room)
         if room in METHODS

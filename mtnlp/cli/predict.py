@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mtnlp.cli._arguments import RunArgument, TrustOption
-from mtnlp.errors import DataError
+from mtnlp.errors import DataError, shown
 
 if TYPE_CHECKING:
     from mtnlp.tasks.spec import TaskSpec
@@ -83,7 +83,7 @@ def _from_json(line: str, spec: TaskSpec) -> dict[str, Any]:
             f"not JSON ({error}). The first line is an object, so every line must be one."
         ) from None
     if not isinstance(row, dict):
-        raise ValueError(f'expected an object like {{"{spec.parts.inputs[0]}": ...}}, found {line[:60]!r}.')
+        raise ValueError(f'expected an object like {{"{spec.parts.inputs[0]}": ...}}, found {shown(line)}.')
     return row
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtnlp.errors import MtnlpError, did_you_mean
+from mtnlp.errors import MtnlpError, did_you_mean, shown
 
 if TYPE_CHECKING:
     from mtnlp.tasks.spec import TaskSpec
@@ -42,7 +42,7 @@ def show(
 ) -> None:
     """Show a task's definition and some rendered rows."""
     if what != "task":
-        raise MtnlpError(f"Nothing is known about {what!r} to show. {did_you_mean(what, ['task'])}")
+        raise MtnlpError(f"Nothing is known about {shown(what)} to show. {did_you_mean(what, ['task'])}")
     from mtnlp.tasks import load
 
     for spec in load.load(name, Path.cwd()):

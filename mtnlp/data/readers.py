@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mtnlp.errors import DataError, did_you_mean
+from mtnlp.errors import DataError, did_you_mean, shown
 
 Row = dict[str, Any]
 LISTS = ("data", "rows", "examples", "Instances")  # keys under which a JSON object may hold its rows
@@ -105,7 +105,7 @@ def _object(text: str, path: Path, line: int) -> Row:
         ) from error
     if not isinstance(row, dict):
         raise DataError(
-            f"{path}:{line}: found {text[:40]!r}, expected a JSON object with one entry per field."
+            f"{path}:{line}: found {shown(text)}, expected a JSON object with one entry per field."
         )
     return row
 
@@ -126,9 +126,7 @@ def _json(path: Path) -> tuple[Sequence[Row], None]:
         )
     for i, row in enumerate(content):
         if not isinstance(row, dict):
-            raise DataError(
-                f"{path}[{i}]: found {str(row)[:40]!r}, expected an object with one entry per field."
-            )
+            raise DataError(f"{path}[{i}]: found {shown(row)}, expected an object with one entry per field.")
     return content, None
 
 
@@ -187,7 +185,7 @@ def _conll(path: Path) -> tuple[Sequence[Row], Sequence[int]]:
                 expected = len(sentence[0]) if sentence else "at least 2"
                 raise DataError(
                     f"{path}:{number}: {len(fields)} columns, expected {expected}; the field 'tags' (last "
-                    f"column) or 'tokens' (first) is missing in {line[:40]!r}."
+                    f"column) or 'tokens' (first) is missing in {shown(line)}."
                 )
             start = start if sentence else number
             sentence.append(fields)

@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from mtnlp.data import hub, readers
+from mtnlp.data.kept import pystdlib_rows
 from mtnlp.data.shuffle import key_of, sample
-from mtnlp.errors import DataError, MtnlpError, did_you_mean
+from mtnlp.errors import DataError, MtnlpError, did_you_mean, shown
 from mtnlp.tasks.examples import example
 from mtnlp.tasks.spec import MEMORY, Example, TaskSpec
 
@@ -222,13 +223,8 @@ def _opened(spec: TaskSpec) -> dict[str, Rows]:
     if isinstance(source, str) and source.startswith("hub:"):
         return _from_hub(spec.name, source)
     if isinstance(source, str) and source.startswith("pystdlib:"):
-        from mtnlp.tasks import pystdlib
-
-        task = source.partition(":")[2]
-        return {
-            split: memory(pystdlib.rows(task, split), f"{source} {split}")
-            for split in ("train", "validation", "test")
-        }
+        found = pystdlib_rows(source.partition(":")[2])
+        return {split: memory(rows, f"{source} {split}") for split, rows in found.items()}
     if not isinstance(source, str | Path):
         raise DataError(
             f"{spec.name}: source is a {type(source).__name__}; expected 'hub:...', 'pystdlib:...', a path, "
@@ -273,7 +269,7 @@ def _from_hub(name: str, source: str) -> dict[str, Rows]:
     match = _HUB.fullmatch(source)
     if match is None:
         raise DataError(
-            f"{name}: source {source!r} is no hub address; expected hub:owner/name[/config][@revision]."
+            f"{name}: source {shown(source)} is no hub address; expected hub:owner/name[/config][@revision]."
         )
     import datasets
 
@@ -341,7 +337,7 @@ def _renamed(spec: TaskSpec, available: Mapping[str, Rows]) -> dict[str, Rows]:
         name = match and (match["name"] if match["name"] in available else canonical.get(match["name"]))
         if name is None:
             raise DataError(
-                f"{spec.name}: splits.{split}: the source has no split {wanted!r}. "
+                f"{spec.name}: splits.{split}: the source has no split {shown(wanted)}. "
                 f"{did_you_mean(wanted, available)}"
             )
         used.add(name)

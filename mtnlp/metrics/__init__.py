@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from mtnlp.errors import MtnlpError, did_you_mean
+from mtnlp.errors import MtnlpError, did_you_mean, shown
 from mtnlp.metrics.base import Metric
 from mtnlp.metrics.baseline import baseline
 
@@ -40,7 +40,7 @@ def get(name: str, kind: str | None = None) -> Metric:
     """
     found = [m for m in (*_shipped(), *_added) if m.name == name]
     if not found:
-        raise MtnlpError(f"No metric is called {name!r}. {did_you_mean(name, names())}")
+        raise MtnlpError(f"No metric is called {shown(name)}. {did_you_mean(name, names())}")
     for metric in found:
         if kind is None or kind in metric.kinds:
             return metric

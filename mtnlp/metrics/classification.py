@@ -13,7 +13,7 @@ from itertools import chain
 
 import numpy as np
 
-from mtnlp.errors import MtnlpError
+from mtnlp.errors import MtnlpError, shown
 from mtnlp.metrics.base import Metric, Stats, ratio, scored
 
 ONE = ("classify", "pair", "ordinal", "choose")  # kinds whose answer is one id
@@ -24,7 +24,7 @@ def ids(values: Sequence[int], name: str) -> np.ndarray:
     array = np.asarray(values) if not any(isinstance(v, (tuple, list)) for v in values) else None
     if array is None or array.ndim != 1 or array.dtype.kind not in "iub":
         raise MtnlpError(
-            f"{name} reads one label id per example here; got {values[0]!r} first. "
+            f"{name} reads one label id per example here; got {shown(values[0])} first. "
             f"Say what tuples are: metrics.get({name!r}, 'tag') or metrics.get({name!r}, 'multilabel')."
         )
     return array.astype(np.int64)

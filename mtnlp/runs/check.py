@@ -12,6 +12,7 @@ import numpy as np
 from mtnlp import assemble, config
 from mtnlp.bench import tables
 from mtnlp.data.plan import Quota
+from mtnlp.data.sources import read_example
 from mtnlp.errors import RecipeError
 from mtnlp.resolve import Plan, phases_of, resolve, total_steps
 from mtnlp.runs.session import bad_rows, shots_of, store_of
@@ -199,7 +200,7 @@ def _strange_labels(data: TaskData) -> list[str]:
         return []
     seen = _labels_in(data, "train")
     warnings = []
-    for split in data.splits:
+    for split in (split for split in data.splits if split != "train"):
         unseen = {label: n for label, n in _labels_in(data, split).items() if label not in seen}
         if unseen:
             listed = ", ".join(f"{data.spec.labels[label]} ({n})" for label, n in sorted(unseen.items()))
@@ -209,8 +210,9 @@ def _strange_labels(data: TaskData) -> list[str]:
 
 def _labels_in(data: TaskData, split: str) -> Counter:
     counts: Counter = Counter()
-    for i in range(len(data.rows(split))):
-        target = data.example(split, i).target
+    rows = data.rows(split)
+    for i, row in enumerate(rows):
+        target = read_example(data.spec, rows, i, row).target
         counts.update(target if isinstance(target, tuple) else (target,))
     return counts
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mtnlp import assemble
 from mtnlp.bench.questions import Questions
 from mtnlp.config import Recipe
-from mtnlp.errors import DataError, MtnlpError, RecipeError, did_you_mean
+from mtnlp.errors import DataError, MtnlpError, RecipeError, did_you_mean, shown
 from mtnlp.resolve import load_imports, named_tasks
 from mtnlp.runs.folder import RunFolder
 from mtnlp.runs.session import bad_rows, questions_of, shots_of, train_targets
@@ -147,7 +147,7 @@ def evaluate_run(
 
 def _chosen(tasks: Mapping[str, TaskSpec], name: str) -> str:
     if name not in tasks:
-        raise MtnlpError(f"No task of this run is called {name!r}. {did_you_mean(name, tasks)}")
+        raise MtnlpError(f"No task of this run is called {shown(name)}. {did_you_mean(name, tasks)}")
     return name
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtnlp.bench.questions import Questions
+from mtnlp.data.kept import cache_dir
 from mtnlp.data.shuffle import sample
 from mtnlp.data.sources import read_example
 from mtnlp.errors import DataError, MtnlpError
@@ -23,11 +22,6 @@ if TYPE_CHECKING:
 
 BASELINE_ROWS = 20_000  # training rows that a baseline is read from, at most
 CHUNK = 1_000  # rows read at a time
-
-
-def cache_dir() -> Path:
-    """Where token stores are kept: $MTNLP_CACHE, else ~/.cache/mtnlp."""
-    return Path(os.environ.get("MTNLP_CACHE") or Path.home() / ".cache" / "mtnlp").expanduser()
 
 
 def store_of(data: TaskData, split: str, encoder: Encoder, problems: list[str]) -> TokenStore | None:

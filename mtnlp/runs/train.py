@@ -170,7 +170,8 @@ def _start_trackers(plan: Plan, folder: RunFolder, accelerator: Any, *, resume: 
     if not plan.recipe.track:
         return
     try:
-        accelerator.init_trackers(plan.recipe.name)
+        inside = {"wandb": {"dir": str(folder.path)}}  # by itself it writes into the current folder
+        accelerator.init_trackers(plan.recipe.name, init_kwargs=inside)
     except Exception as error:  # each of them has errors of its own
         if accelerator.is_main_process and not resume:
             folder.remove()
@@ -324,8 +325,7 @@ def _stopping(run: Run, progress: Progress) -> Iterator[None]:
 
 def _export(run: Run, folder: RunFolder) -> None:
     """Adapters in peft's format, where peft can express the strategy; all ranks must come here."""
-    from safetensors.torch import save_file
-
+    from mtnlp.train.checkpoint import write_table
     from mtnlp.train.grads import whole
 
     for task in run.tasks:
@@ -338,4 +338,4 @@ def _export(run: Run, folder: RunFolder) -> None:
             place = folder.adapters / task.replace("/", "--")
             place.mkdir(parents=True, exist_ok=True)
             (place / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-            save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
+            write_table(place / "adapter_model.safetensors", tensors)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from mtnlp import samplers
-from mtnlp.errors import MtnlpError, did_you_mean
+from mtnlp.errors import MtnlpError, did_you_mean, shown
 from mtnlp.samplers.base import Phase, Sampler
 
 KEYS = ("until", "tasks", "sampler", "rates")
@@ -109,6 +109,6 @@ def members(patterns: Sequence[str], tasks: Sequence[str], where: str) -> list[i
     for pattern in patterns:
         if not any(fnmatchcase(task, pattern) for task in tasks):
             raise MtnlpError(
-                f"{where}: no task of this recipe is called {pattern!r}. {did_you_mean(pattern, tasks)}"
+                f"{where}: no task of this recipe is called {shown(pattern)}. {did_you_mean(pattern, tasks)}"
             )
     return [t for t, task in enumerate(tasks) if any(fnmatchcase(task, pattern) for pattern in patterns)]

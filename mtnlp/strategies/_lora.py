@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from mtnlp.errors import MtnlpError
+from mtnlp.errors import MtnlpError, shown
 from mtnlp.strategies._bank import Bank
 from mtnlp.strategies.base import Routing, compute_dtype, require
 
@@ -191,7 +191,8 @@ def find_targets(backbone: Backbone, targets: str, strategy: str) -> dict[str, n
     if found := {name: module for name, module in linears.items() if pattern.search(name)}:
         return found
     raise MtnlpError(
-        f"{strategy}: no linear layer of {backbone.described} matches targets={targets!r}. {endings(linears)}"
+        f"{strategy}: no linear layer of {backbone.described} matches targets={shown(targets)}. "
+        f"{endings(linears)}"
     )
 
 
@@ -199,7 +200,7 @@ def compiled(pattern: str, strategy: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise MtnlpError(f"{strategy}: targets={pattern!r} is no regular expression: {error}.") from None
+        raise MtnlpError(f"{strategy}: targets={shown(pattern)} is no regular expression: {error}.") from None
 
 
 def endings(linears: Mapping[str, nn.Module]) -> str:

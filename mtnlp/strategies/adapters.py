@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtnlp import strategies
+from mtnlp.errors import shown
 from mtnlp.strategies._bank import Bank
 from mtnlp.strategies._lora import BankLayer, block_linears, draw_down, features, replace, zeros
 from mtnlp.strategies._sublayers import ATTENTION_OUT, FEED_FORWARD_OUT, matching, unknown
@@ -53,11 +54,11 @@ class Adapters(Strategy):
         require(reduction >= 1, f"adapters: reduction={reduction} must be at least 1.")
         require(
             placement in PLACEMENTS,
-            f"adapters: placement={placement!r} must be one of {', '.join(PLACEMENTS)}.",
+            f"adapters: placement={shown(placement)} must be one of {', '.join(PLACEMENTS)}.",
         )
         require(
             activation in ACTIVATIONS,
-            f"adapters: activation={activation!r} must be one of {', '.join(ACTIVATIONS)}.",
+            f"adapters: activation={shown(activation)} must be one of {', '.join(ACTIVATIONS)}.",
         )
         self.reduction, self.placement, self.activation = reduction, placement, activation
 

@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtnlp.errors import MtnlpError, did_you_mean
+from mtnlp.errors import MtnlpError, did_you_mean, shown
 
 if TYPE_CHECKING:
     from mtnlp.tasks.spec import TaskSpec
@@ -43,7 +43,7 @@ def get(name: str) -> TaskSpec:
     family = name.split("/")[0]
     if family in families() and name in _family(family):
         return _family(family)[name]
-    raise MtnlpError(f"No task is called {name!r}. {did_you_mean(name, names())}")
+    raise MtnlpError(f"No task is called {shown(name)}. {did_you_mean(name, names())}")
 
 
 def register(spec: TaskSpec) -> TaskSpec:

@@ -83,9 +83,9 @@ def functions() -> tuple[Function, ...]:
     Raises:
         DataError: this interpreter comes without the sources of its library.
     """
-    root = Path(sysconfig.get_paths()["stdlib"])
+    root = _root()
     found: dict[str, Function] = {}
-    for file in _files(root):
+    for file in library():
         for function in _documented(file, ".".join(_module(file, root))):
             found.setdefault(function.path, function)  # of a property and its setter the first stays
     kept: dict[str, Function] = {}
@@ -105,7 +105,13 @@ def _says(function: Function) -> str:
     return plain(blanked(function.first_line, function.name).split(">>>")[0])
 
 
-def _files(root: Path) -> Iterator[Path]:
+def _root() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def library() -> Iterator[Path]:
+    """The source files of the standard library, in order, without its tests."""
+    root = _root()
     for top in sorted(root.iterdir()):
         if top.stem in sys.stdlib_module_names and top.name not in SKIPPED:
             files = sorted(top.rglob("*.py")) if top.is_dir() else [top] * (top.suffix == ".py")

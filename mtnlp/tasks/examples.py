@@ -133,7 +133,7 @@ def _lookup(row: Mapping[str, Any], name: str, source: str) -> Any:
 
 def _multi_hot(values: Sequence[Any]) -> list[int]:
     if odd := [value for value in values if value not in (0, 1, "0", "1")]:
-        raise DataError(f"labels: a column per label must hold 0 or 1, found {odd[0]!r}.")
+        raise DataError(f"labels: a column per label must hold 0 or 1, found {shown(odd[0])}.")
     return [i for i, value in enumerate(values) if int(value)]
 
 
@@ -146,7 +146,7 @@ def _hidden(value: Any) -> bool:
 def _text(name: str, value: Any) -> str:
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise DataError(f"{name}: found half of a surrogate pair in {value!r:.40}; that is no text.")
+            raise DataError(f"{name}: found half of a surrogate pair in {shown(value)}; that is no text.")
         return value
     if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
         return str(value)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mtnlp.errors import DataError, MtnlpError, did_you_mean
+from mtnlp.errors import DataError, MtnlpError, did_you_mean, shown
 from mtnlp.tasks._draw import SPLITS, split_of
 from mtnlp.tasks.spec import KINDS, TaskSpec
 
@@ -116,7 +116,7 @@ def read_folder(path: Path) -> list[TaskSpec]:
         return [_spec(path, meta, "generate", {"text": "source"})]
     if kind not in TYPES:
         raise MtnlpError(
-            f"{path / 'meta.json'}: task_type {kind!r} is not known. "
+            f"{path / 'meta.json'}: task_type {shown(kind)} is not known. "
             f"{did_you_mean(str(kind), [*TYPES, *GENERATION, 'intent_and_slots'], shown=40)}"
         )
     return [_spec(path, meta, *TYPES[kind])]
@@ -142,7 +142,7 @@ def read_natural_instructions(path: Path) -> TaskSpec:
     for index, item in enumerate(data["Instances"]):
         row = _instance(item, f"{path}: Instances[{index}]")
         rows[split_of(row["input"])].append(row)
-    shown = [
+    solved = [
         _instance(item, f"{path}: Positive Examples[{i}]")
         for i, item in enumerate(data.get("Positive Examples") or [])
     ]
@@ -153,7 +153,7 @@ def read_natural_instructions(path: Path) -> TaskSpec:
         source=rows,
         fields={"text": "input", "target": "output"},
         instruction=definition if isinstance(definition, str) else "\n".join(definition),
-        demonstrations=tuple(shown),
+        demonstrations=tuple(solved),
         metrics=("rouge_l", "exact_match"),
         licence=", ".join(data.get("Instance License") or []),
         citation="Wang et al. 2022, Super-NaturalInstructions, arXiv:2204.07705"

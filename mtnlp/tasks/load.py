@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mtnlp import strict_yaml, tasks
-from mtnlp.errors import MtnlpError, RecipeError, did_you_mean
+from mtnlp.errors import MtnlpError, RecipeError, did_you_mean, shown
 from mtnlp.tasks import folders, templates
 from mtnlp.tasks.spec import MEMORY, TaskSpec, Template
 
@@ -43,12 +44,12 @@ def load(entry: str, base: Path | str = ".") -> list[TaskSpec]:
     if pattern and (names := fnmatch.filter(tasks.names(), entry)):
         return [tasks.get(name) for name in names]
     paths = sorted(_glob(base, entry)) if pattern else [base / Path(entry).expanduser()]
-    paths = [path for path in paths if path.exists()]
+    paths = [path for path in paths if os.path.exists(path)]  # Path's own raises on a name that is too long
     if not paths and entry in tasks.names():
         return [tasks.get(entry)]
     if not paths:
         raise MtnlpError(
-            f"No task is called {entry!r} and {base / entry} does not exist. "
+            f"No task is called {shown(entry)} and {shown(str(base / entry), 200)} does not exist. "
             f"{did_you_mean(entry, tasks.names())}"
         )
     return [spec for path in paths for spec in _read(path)]
@@ -65,7 +66,7 @@ def from_mapping(data: Mapping[str, Any], *, base: Path | str, where: str) -> Ta
         RecipeError: every problem at once, each with its key, what was found and what was expected.
     """
     if not isinstance(data, Mapping):
-        raise RecipeError(where, [f"a task is a mapping of keys, found {type(data).__name__} {data!r}."])
+        raise RecipeError(where, [f"a task is a mapping of keys, found {type(data).__name__} {shown(data)}."])
     problems = [
         f"{key}: no such key. {did_you_mean(str(key), KEYS, shown=99)}" for key in data if key not in KEYS
     ]
@@ -141,7 +142,7 @@ def _used(name: Any, base: Path, problems: list[str]) -> dict[str, Any]:
     try:
         found = load(str(name), base)
         if len(found) != 1:
-            raise MtnlpError(f"{name!r} names {len(found)} tasks; it must name one.")
+            raise MtnlpError(f"{shown(name)} names {len(found)} tasks; it must name one.")
         return {field.name: getattr(found[0], field.name) for field in dataclasses.fields(TaskSpec)}
     except MtnlpError as error:
         problems.append(f"use: {error}")
@@ -178,7 +179,7 @@ def _is(
 ) -> Callable:
     def check(value: Any) -> Any:
         if not test(value):
-            raise MtnlpError(f"expected {expected}, found {value!r} ({type(value).__name__}).")
+            raise MtnlpError(f"expected {expected}, found {shown(value)} ({type(value).__name__}).")
         return change(value)
 
     return check
@@ -186,12 +187,12 @@ def _is(
 
 def _words(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not value:
-        raise MtnlpError(f"expected a list of names, found {value!r}.")
+        raise MtnlpError(f"expected a list of names, found {shown(value)}.")
     for item in value:
         if isinstance(item, bool):
             raise MtnlpError(f"{item} is a boolean for YAML; put quotes around the word.")
         if not isinstance(item, str | int | float):
-            raise MtnlpError(f"expected a list of names, found {item!r} in it.")
+            raise MtnlpError(f"expected a list of names, found {shown(item)} in it.")
     return tuple(map(str, value))
 
 
@@ -200,7 +201,7 @@ def _template(value: Any) -> Template:
         return Template(value)
     if isinstance(value, Mapping) and "prompt" in value and set(value) <= {"prompt", "target"}:
         return Template(**{key: str(text) for key, text in value.items()})
-    raise MtnlpError(f"expected a text, or {{prompt: ..., target: ...}}, found {value!r}.")
+    raise MtnlpError(f"expected a text, or {{prompt: ..., target: ...}}, found {shown(value)}.")
 
 
 def _first(chosen: Template, known: Mapping[str, Template]) -> dict[str, Template]:
@@ -211,24 +212,26 @@ def _first(chosen: Template, known: Mapping[str, Template]) -> dict[str, Templat
     if "{{" in name or "{%" in name:
         return {"default": chosen}
     others = did_you_mean(name, known) if known else "This task has none of its own."
-    raise MtnlpError(f"{name!r} is neither a template's name nor a text with {{{{ a field }}}}. {others}")
+    raise MtnlpError(
+        f"{shown(name)} is neither a template's name nor a text with {{{{ a field }}}}. {others}"
+    )
 
 
 def _templates(value: Any) -> dict[str, Template]:
     if not isinstance(value, Mapping) or not value:
-        raise MtnlpError(f"expected a mapping of name to template, found {value!r}.")
+        raise MtnlpError(f"expected a mapping of name to template, found {shown(value)}.")
     return {str(name): _template(text) for name, text in value.items()}
 
 
 def _fields(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise MtnlpError(f"expected a mapping of field to column, found {value!r}.")
+        raise MtnlpError(f"expected a mapping of field to column, found {shown(value)}.")
     for name, column in value.items():
         items = column if isinstance(column, list | tuple) else [column]
         if not items or not all(isinstance(item, str) for item in items):
             raise MtnlpError(
                 f"{name}: expected a column, a list of columns or a text with {{{{ column }}}}, "
-                f"found {column!r}."
+                f"found {shown(column)}."
             )
     return {name: tuple(column) if isinstance(column, list) else column for name, column in value.items()}
 
@@ -239,25 +242,25 @@ def _source(value: Any) -> Any:
     if isinstance(value, Mapping) and value and all(isinstance(item, str | list) for item in value.values()):
         for split, rows in value.items():
             if odd := [row for row in rows if not isinstance(rows, str) and not isinstance(row, Mapping)]:
-                raise MtnlpError(f"{split}: a row is a mapping of columns to values, found {odd[0]!r:.60}.")
+                raise MtnlpError(f"{split}: a row is a mapping of columns to values, found {shown(odd[0])}.")
         return dict(value)
     raise MtnlpError(
         f"expected a path, hub:owner/name@revision, or a mapping of split to path or list of rows, "
-        f"found {value!r}."
+        f"found {shown(value)}."
     )
 
 
 def _range(value: Any) -> tuple[float, float]:
     numbers = isinstance(value, list | tuple) and [v for v in value if isinstance(v, int | float)]
     if not numbers or len(numbers) != 2 or len(value) != 2 or not numbers[0] < numbers[1]:
-        raise MtnlpError(f"expected [low, high], found {value!r}.")
+        raise MtnlpError(f"expected [low, high], found {shown(value)}.")
     return float(value[0]), float(value[1])
 
 
 def _scale(value: Any) -> tuple[float, float]:
     numbers = isinstance(value, list | tuple) and [float(v) for v in value if isinstance(v, int | float)]
     if not numbers or len(numbers) != 2 or len(value) != 2 or numbers[1] <= 0:
-        raise MtnlpError(f"expected [centre, spread] with a spread above 0, found {value!r}.")
+        raise MtnlpError(f"expected [centre, spread] with a spread above 0, found {shown(value)}.")
     return numbers[0], numbers[1]
 
 

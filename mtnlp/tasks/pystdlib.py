@@ -9,16 +9,19 @@ and `choose`, and wrong answers are never names that the description mentions.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from mtnlp.errors import MtnlpError, did_you_mean
 from mtnlp.tasks._draw import SPLITS, chance
-from mtnlp.tasks._stdlib import Function, blanked, functions, plain
+from mtnlp.tasks._stdlib import Function, blanked, functions, library, plain
 from mtnlp.tasks.spec import TaskSpec
 
 PACKAGES = 12  # labels of `module`
@@ -46,6 +49,19 @@ def rows(task: str, split: str) -> list[Row]:
     if split not in SPLITS:
         raise MtnlpError(f"pystdlib: no split is called {split!r}. {did_you_mean(split, SPLITS)}")
     return _splits(task)[split]
+
+
+@cache
+def signature() -> str:
+    """Hex hash of all that the rows follow from: the interpreter, the files of its library (by name, size and
+    time of change) and the code that reads them."""
+    state = hashlib.blake2b(sys.version.encode(), digest_size=16)
+    for file in library():
+        about = file.stat()
+        state.update(f"\n{file} {about.st_size} {about.st_mtime_ns}".encode())
+    for name in ("pystdlib", "_stdlib", "_draw"):
+        state.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return state.hexdigest()
 
 
 @cache

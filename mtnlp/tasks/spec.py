@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtnlp.errors import MtnlpError, did_you_mean
+from mtnlp.errors import MtnlpError, did_you_mean, shown
 
 MEMORY = "memory:"  # how a run folder writes rows that it does not keep
 UNLABELLED = -1  # what hub data sets put in place of a hidden label
@@ -132,7 +132,7 @@ class TaskSpec:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise MtnlpError(
-                f"{self.name}: no kind of task is called {self.kind!r}. {did_you_mean(self.kind, KINDS)}"
+                f"{self.name}: no kind of task is called {shown(self.kind)}. {did_you_mean(self.kind, KINDS)}"
             )
         if self.words is not None and self.labels is not None and len(self.words) != len(self.labels):
             raise MtnlpError(

@@ -112,7 +112,7 @@ def save_weights(run: Run, path: Path) -> None:
     if run.accelerator.is_main_process:
         part = path.with_name(path.name + ".part")
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_table(part, weights)
+        write_table(part, weights)
         part.replace(path)
         _sync(path.parent)
     run.accelerator.wait_for_everyone()
@@ -142,6 +142,17 @@ def read_table(path: Path) -> dict[str, Tensor]:
         raise MtnlpError(f"{path} is missing or damaged: {error}. Take an earlier checkpoint.") from error
 
 
+def write_table(path: Path, table: Mapping[str, Tensor]) -> None:
+    """Write tensors (whole, contiguous, on the CPU) to a safetensors file; it is on the disk afterwards."""
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = path.stat().st_mode  # what the umask allows; save_file leaves a file for its owner only
+    save_file(dict(table), path, metadata={"format": "pt"})
+    path.chmod(mode)
+    _sync(path)
+
+
 def _gathered(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Full tensors on the CPU; sharded ones are gathered one at a time, so all ranks must come here."""
     return {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in table.items()}
@@ -152,7 +163,7 @@ def _write(path: Path, tables: Mapping[str, Mapping[str, Tensor]], state: dict) 
     shutil.rmtree(part, ignore_errors=True)  # left by a save that was cut short
     part.mkdir(parents=True)
     for name, table in tables.items():
-        _write_table(part / f"{name}.safetensors", table)
+        write_table(part / f"{name}.safetensors", table)
     with (part / "state.json").open("w", encoding="utf-8") as file:
         json.dump(state, file, indent=2)
         file.flush()
@@ -160,13 +171,6 @@ def _write(path: Path, tables: Mapping[str, Mapping[str, Tensor]], state: dict) 
     _sync(part)
     part.rename(path)
     _sync(path.parent)
-
-
-def _write_table(path: Path, table: Mapping[str, Tensor]) -> None:
-    from safetensors.torch import save_file
-
-    save_file(dict(table), path, metadata={"format": "pt"})
-    _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -276,7 +276,7 @@ BAD_FILES = {
     ),
     "no object": ("train.jsonl", "[1, 2]\n", r"train\.jsonl:1: found '\[1, 2\]', expected a JSON object"),
     "json": ("train.json", '[\n{"text": 1,}]', r"train\.json:2: not valid JSON"),
-    "json rows": ("train.json", '[{"text": "a"}, 7]', r"train\.json\[1\]: found '7'"),
+    "json rows": ("train.json", '[{"text": "a"}, 7]', r"train\.json\[1\]: found 7,"),
     "bytes": (
         "train.jsonl",
         jsonl(ROWS[:1]).encode() + b'{"text": "\xff"}\n',

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 
 import pytest
 from tiny_hub import stand_in
@@ -174,3 +176,37 @@ def test_model_predict_says_what_a_row_should_be(backbone, tmp_path):
     ]:
         with pytest.raises(mtnlp.DataError, match=re.escape(message)):
             model.predict(rows)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_every_file_of_a_run_may_be_read_by_whom_the_umask_lets(backbone, tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        mtnlp.finetune(
+            recipe(backbone, strategy="lora-per-task", eval={"every": 1, "keep": "best"}),
+            out=tmp_path / "run",
+        )
+    finally:
+        os.umask(before)
+
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert {"model.safetensors", "weights.safetensors", "adapter_model.safetensors", "results.json"} <= {
+        path.name for path in files
+    }
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in files} == {
+        path.name: mode for path in files
+    }
+
+
+def test_wandb_writes_into_the_run_folder(backbone, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    mtnlp.finetune(recipe(backbone, track=["wandb"]), out=tmp_path / "run")
+
+    assert list((tmp_path / "here").iterdir()) == []
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))

@@ -251,3 +251,31 @@ def test_a_file_that_is_no_task_is_named(tmp_path, text):
 
     with pytest.raises(MtnlpError, match=r"t\.yaml"):
         load("t.yaml", tmp_path)
+
+
+LONG = "y" * 5000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {key: value}
+        for key in _CHECKS
+        for value in (LONG, [LONG, None], [[LONG]], {"a": [LONG, None]}, {"a": {"b": LONG}})
+    ]
+    + [{"use": LONG}, {"template": {"prompt": LONG, "x": 1}}, {"source": {"train": [LONG]}}],
+)
+def test_no_value_is_told_at_length(change):
+    """Some of these are right; those that are not are told in a line that a terminal can show."""
+    told = ""
+    try:
+        from_mapping({"name": "a", "kind": "classify", "source": "x.csv", **change}, base=".", where="r.yaml")
+    except RecipeError as error:
+        told = str(error)
+
+    assert LONG[:300] not in told
+
+
+def test_a_name_too_long_for_a_path_is_a_name_that_nothing_has():
+    with pytest.raises(MtnlpError, match=r"No task is called 'y+\.\.\. and '.*\.\.\. does not exist"):
+        load(LONG)
