@@ -195,10 +195,12 @@ def _warm_started(
     *,
     weights: bool,
 ) -> tuple[PreTrainedModel, frozenset[str]]:
-    """An encoder-decoder both halves of which start from one encoder.
+    """An encoder-decoder both halves of which start from one encoder, a BERT.
 
-    Self-attention and feed-forward parts come from it, cross-attention is new, and the output is tied to the
-    decoder's embeddings. The new weights are drawn with a fixed seed: loading twice gives the same network.
+    Self-attention and feed-forward parts come from it, and the output is tied to the decoder's embeddings, as
+    in the source. The parts that no checkpoint has start otherwise than there (drawn at random): cross-attention
+    as the self-attention of its layer, and the dense layer before the output as the identity. Both then pass on
+    from the first step what they read, and learn faster (CHANGELOG.md, "Deviations").
 
     Source: Rothe et al. 2020, "Leveraging Pre-trained Checkpoints for Sequence Generation Tasks",
     arXiv:1907.12461.
@@ -207,11 +209,13 @@ def _warm_started(
 
     encoder = _network(name, place, config, "encoder", attention, options, weights=weights)
     half = type(config).from_dict({**config.to_dict(), "is_decoder": True, "add_cross_attention": True})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
         decoder = AutoModelForCausalLM.from_config(half, attn_implementation=attention)
     lacking = decoder.base_model.load_state_dict(encoder.state_dict(), strict=False)
     assert not lacking.unexpected_keys, lacking.unexpected_keys
+    for layer in decoder.base_model.encoder.layer:
+        layer.crossattention.load_state_dict(layer.attention.state_dict())
+    torch.nn.init.eye_(decoder.cls.predictions.transform.dense.weight)
     tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
 
     joint = EncoderDecoderConfig.from_encoder_decoder_configs(encoder.config, decoder.config)

@@ -222,6 +222,9 @@ def test_minilm_seq2seq_learns_to_write_and_loads_the_same_twice():
     ]
     assert len(inherited) == len(encoder)
     assert backbone.fresh.isdisjoint(f"decoder.bert.{name}" for name in inherited)
+    for layer in decoder.encoder.layer:
+        own, cross = layer.attention.state_dict(), layer.crossattention.state_dict()
+        assert own.keys() == cross.keys() and all(torch.equal(own[name], cross[name]) for name in own)
     tokenizer = backbone.tokenizer
     prompts, targets = ["name of the capital of france", "colour of the sky"], ["paris", "bright blue"]
     inputs = tokenizer(prompts, padding=True, return_tensors="pt")
@@ -233,7 +236,7 @@ def test_minilm_seq2seq_learns_to_write_and_loads_the_same_twice():
     batch = tiny.assemble(inputs.input_ids, inputs.attention_mask, labels, torch.zeros(2), [0, 0])
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=5e-4)
 
-    for _ in range(12):
+    for _ in range(20):
         optimizer.zero_grad()
         backbone.text_losses(batch).sum().backward()
         optimizer.step()
