@@ -76,7 +76,8 @@ def finetune(
     Raises:
         RecipeError: every problem of keys, names, options, files, columns and rows at once; nothing is
             written.
-        MtnlpError: parts that do not go together, or a folder that exists, with neither `resume` nor `force`.
+        MtnlpError: parts that do not go together, a folder that exists, with neither `resume` nor `force`, or
+            rows or labels that have changed since the run that is to be resumed began.
         TrainingError: training had to stop.
         KeyboardInterrupt: Ctrl-C; the step was finished and saved, and `resume` goes on from there.
     """
@@ -111,7 +112,7 @@ def load(run: str | Path, *, trust_remote_code: bool = False) -> Model:
 def evaluate(
     run: str | Path,
     *,
-    tasks: Sequence[str] | None = None,
+    tasks: str | Sequence[str] | None = None,
     split: str = "test",
     limit: int | None = None,
     trust_remote_code: bool = False,
@@ -120,7 +121,7 @@ def evaluate(
 
     Args:
         run: the folder that `finetune` wrote.
-        tasks: some of its tasks; None = all.
+        tasks: some of its tasks, by names or patterns over them, also as one text: "a,b/*"; None = all.
         split: which rows.
         limit: at most so many rows of each task, chosen by a fixed permutation.
         trust_remote_code: let the backbone's repository run its own Python.
@@ -129,7 +130,8 @@ def evaluate(
         The scores of every task beside its baseline.
 
     Raises:
-        MtnlpError: an unknown task; tasks without that split or with rows that cannot be used, all together.
+        MtnlpError: an unknown task; tasks without that split or with rows that cannot be used, all together;
+            a limit below 1.
     """
     from mtnlp.runs import saved
 

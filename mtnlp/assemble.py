@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtnlp import balancers, config, strategies
 from mtnlp.config import Recipe
-from mtnlp.errors import MtnlpError
+from mtnlp.errors import MtnlpError, RecipeError
 from mtnlp.resolve import Plan, phases_of, total_steps
 from mtnlp.tasks.spec import TaskSpec
 
@@ -37,7 +37,7 @@ def build_backbone(recipe: Recipe, *, trust_remote_code: bool = False) -> Backbo
     """The pretrained network of a recipe, as it comes.
 
     Raises:
-        MtnlpError: it cannot be loaded, or model.max_length is longer than it can read.
+        MtnlpError: it cannot be loaded, or the rest of `model` does not fit it.
     """
     from mtnlp.models.backbone import Backbone
 
@@ -45,33 +45,38 @@ def build_backbone(recipe: Recipe, *, trust_remote_code: bool = False) -> Backbo
     backbone = Backbone.load(
         model.backbone, revision=model.revision, family=model.family, trust_remote_code=trust_remote_code
     )
-    check_length(recipe, backbone.max_length)
+    check_backbone(recipe, backbone.family, backbone.max_length)
     return backbone
 
 
-def check_length(recipe: Recipe, longest: int) -> None:
-    """MtnlpError if sequences may become longer than the backbone reads."""
-    if recipe.model.max_length > longest:
-        raise MtnlpError(
-            f"model.max_length: {recipe.model.backbone} reads at most {longest} tokens "
-            f"(got {recipe.model.max_length})."
+def check_backbone(recipe: Recipe, family: str, longest: int) -> None:
+    """RecipeError with all that does not go with a backbone of this family, which reads so many tokens."""
+    from mtnlp.data.encode import too_short
+
+    model, problems = recipe.model, []
+    if model.max_length > longest:
+        problems.append(
+            f"model.max_length: {model.backbone} reads at most {longest} tokens (got {model.max_length})."
         )
+    elif problem := too_short(family, model.max_length, model.max_target_length):
+        problems.append(problem)
+    allowed = strategies.get(model.strategy.name).families
+    if family not in allowed:
+        problems.append(
+            f"model.strategy: {model.strategy.name} works with {' and '.join(allowed)} backbones; "
+            f"the {family} {model.backbone} answers in text. Use lora, lora-per-task or full."
+        )
+    if problems:
+        raise RecipeError(f"the recipe {recipe.name}", problems)
 
 
-def check_family(family: str, specs: Sequence[TaskSpec], recipe: Recipe) -> None:
-    """MtnlpError if a task or the strategy cannot be done with this family of backbone."""
-    backbone, slot = recipe.model.backbone, recipe.model.strategy
+def check_tasks(recipe: Recipe, family: str, specs: Sequence[TaskSpec]) -> None:
+    """MtnlpError if a task cannot be done with this family of backbone."""
     writers = [spec.name for spec in specs if spec.kind == "generate"]
     if family == "encoder" and writers:
         raise MtnlpError(
-            f"tasks: {', '.join(writers)} must be written out, and {backbone} is an encoder. Use a "
-            "backbone that writes text, such as model.backbone=minilm-seq2seq, or leave the task out."
-        )
-    allowed = strategies.get(slot.name).families
-    if family not in allowed:
-        raise MtnlpError(
-            f"model.strategy: {slot.name} works with {' and '.join(allowed)} backbones; {backbone} is an "
-            f"{family}, which answers in text. Use lora, lora-per-task or full."
+            f"tasks: {', '.join(writers)} must be written out, and {recipe.model.backbone} is an encoder. "
+            "Use a backbone that writes text, such as model.backbone=minilm-seq2seq, or leave the task out."
         )
 
 
@@ -79,7 +84,7 @@ def build_model(recipe: Recipe, specs: Sequence[TaskSpec], backbone: Backbone) -
     """Backbone + strategy + one head per task (encoders only). Fresh weights depend on (seed, task name).
 
     Raises:
-        MtnlpError: a task or a strategy that this backbone cannot do.
+        MtnlpError: a task that this backbone cannot do.
     """
     import torch
 
@@ -88,7 +93,7 @@ def build_model(recipe: Recipe, specs: Sequence[TaskSpec], backbone: Backbone) -
     from mtnlp.models.multitask import MultitaskModel
 
     names = [spec.name for spec in specs]
-    check_family(backbone.family, specs, recipe)
+    check_tasks(recipe, backbone.family, specs)
     torch.manual_seed(recipe.seed)
     strategy = config.build("model.strategy", recipe.model.strategy, strategies)
     strategy.attach(backbone, names, recipe.seed)

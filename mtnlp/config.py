@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -32,6 +32,7 @@ from mtnlp import overrides as overrides_room
 from mtnlp import strict_yaml
 from mtnlp.errors import MtnlpError, RecipeError, did_you_mean, shown
 
+ALIASES = ("minilm", "minilm-seq2seq")  # names of backbones, whatever folders there are
 SLOTS = {("model", "strategy"): "lora-per-task", ("sampler",): "temperature", ("balancer",): "equal"}
 _STAND_INS = {("model",): {"backbone": "minilm"}, ("model", "backbone"): "minilm"}  # to look on regardless
 
@@ -59,6 +60,11 @@ def _plain_slot(slot: Slot) -> Any:
 
 
 def _task_entry(value: Any) -> Any:
+    source = value.get("source") if isinstance(value, Mapping) else None
+    for split, rows in source.items() if isinstance(source, Mapping) else ():
+        if isinstance(rows, Iterator):
+            found = type(rows).__name__
+            raise ValueError(f"source.{split}: expected a list of rows, found a {found}; make it a list().")
     if isinstance(value, Mapping) or (isinstance(value, str) and value):
         return value
     raise ValueError(f"a task is a name, a path or a mapping, got {shown(value)}.")
@@ -78,7 +84,7 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The network.
 
-    backbone: alias (`minilm`, `minilm-seq2seq`), hub id or path; revision: of the hub id.
+    backbone: alias (`minilm`, `minilm-seq2seq`), hub id or folder; revision: of the hub id.
     family: encoder (a head per task), encoder-decoder or decoder (text to text); auto = as its config says.
     strategy: how tasks share the backbone. max_length, max_target_length: tokens. pooling: of encoder states.
     head_dropout: before every head.
@@ -152,10 +158,10 @@ class EvalSection(Section):
 class Recipe(Section):
     """One experiment, checked and frozen.
 
-    name: of the run, and of its folder; default: the file's. base: the folder that relative paths in `tasks`
-    and `imports` start from; default: the recipe's own. seed: of everything drawn. tasks: names, globs, paths
-    or tasks written out. track: experiment trackers. imports: modules or .py files loaded first, so that they
-    can register methods of their own.
+    name: of the run, and of its folder; default: the file's. base: the folder that relative paths in `tasks`,
+    `imports` and `model.backbone` start from; default: the recipe's own. seed: of everything drawn. tasks:
+    names, globs, paths or tasks written out. track: experiment trackers. imports: modules or .py files loaded
+    first, so that they can register methods of their own.
     """
 
     name: str = Field("run", pattern=r"^[\w][\w.+-]*$", max_length=100)
@@ -259,7 +265,9 @@ def _raw(source: Source) -> dict[str, Any]:
     if isinstance(source, Recipe):
         return source.data()
     if isinstance(source, Mapping):
-        data, home = copy.deepcopy(dict(source)), Path.cwd()
+        data, home = _unfrozen(source), Path.cwd()
+    elif not isinstance(source, (str, Path)):
+        raise MtnlpError(f"expected a file, a name, keys and values, or a Recipe, found {shown(source)}.")
     else:
         path = find(source)
         if not path.exists():

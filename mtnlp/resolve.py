@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import os
 import sys
 import traceback
 from collections import Counter
@@ -60,6 +61,7 @@ def resolve(
     recipe, problems = config.read(source, overrides)
     if recipe is None:
         raise RecipeError(config.label(source), problems)
+    recipe = _placed(recipe)
     problems = [*problems, *load_imports(recipe)]
     for key, slot, room in _slots(recipe):
         _collect(problems, config.build, key, slot, room)
@@ -75,6 +77,17 @@ def resolve(
     if problems:
         raise RecipeError(config.label(source), problems)
     return Plan(recipe, tuple(data))
+
+
+def _placed(recipe: Recipe) -> Recipe:
+    """The recipe with the absolute path of its backbone, if that is a folder: from `base`, else from here."""
+    name = recipe.model.backbone
+    places = [Path(home, os.path.expanduser(name)) for home in (recipe.base, "")]
+    found = next((place for place in places if os.path.isdir(place)), None)
+    if name in config.ALIASES or found is None:
+        return recipe
+    model = recipe.model.model_copy(update={"backbone": str(found.resolve())})
+    return recipe.model_copy(update={"model": model})
 
 
 def _slots(recipe: Recipe) -> list[tuple[str, config.Slot, Any]]:

@@ -7,6 +7,7 @@ import tiny
 import torch
 
 from mtnlp import assemble, config
+from mtnlp.errors import RecipeError
 
 
 def recipe(precision):
@@ -33,6 +34,21 @@ def test_every_run_of_a_process_has_its_own_precision(order):
 
     # What was made for an earlier run still computes as that run did.
     assert [product(own.autocast).dtype for own in predictors] == [computes[p] for p in order]
+
+
+def test_all_that_does_not_fit_the_backbone_is_told_at_once_by_its_key():
+    model = {"backbone": "some/decoder", "strategy": "heads", "max_length": 16, "max_target_length": 10}
+    own = config.load({"name": "odd", "model": model, "tasks": ["glue/rte"]})
+
+    with pytest.raises(RecipeError) as caught:
+        assemble.check_backbone(own, "decoder", 512)
+    with pytest.raises(RecipeError, match=r"odd:\n  model\.max_length: some/decoder reads at most 8 tokens"):
+        assemble.check_backbone(own, "encoder", 8)
+
+    length, strategy = caught.value.problems
+    assert length.startswith("model.max_length: 16 leaves too little room") and "use 18 or more" in length
+    assert strategy.startswith("model.strategy: heads works with encoder backbones; the decoder some/decoder")
+    assert assemble.check_backbone(own, "encoder", 16) is None
 
 
 def test_auto_precision_is_a_precision():

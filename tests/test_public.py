@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -68,6 +69,26 @@ def test_every_public_name_is_there_and_listed():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         mtnlp.lod  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (None, "expected a file, a name, keys and values, or a Recipe, found None"),
+        (7, "expected a file, a name, keys and values, or a Recipe, found 7"),
+        (
+            {
+                "model": {"backbone": "minilm"},
+                "tasks": [{"name": "x", "kind": "classify", "source": {"train": (row for row in ())}}],
+            },
+            "tasks.0: source.train: expected a list of rows, found a generator; make it a list()",
+        ),
+    ],
+    ids=["nothing", "a number", "rows of a generator"],
+)
+def test_a_recipe_of_another_type_is_refused_in_words(recipe, message, tmp_path):
+    with pytest.raises(mtnlp.RecipeError, match=re.escape(message)):
+        mtnlp.finetune(recipe, out=tmp_path / "run")
 
 
 def test_the_package_runs_as_a_module():

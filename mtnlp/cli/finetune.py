@@ -51,6 +51,6 @@ def _how_to_go_on(again: list[str], recipe: str, overrides: list[str], out: Path
 
     read, _ = config.read(recipe, overrides)
     folder = RunFolder(out or Path("runs", read.name if read else ""))
-    if not folder.recipe.exists():
+    if not folder.holds_run():
         return f"Nothing was written yet; start again with: {shlex.join(again)}"
     return f"To go on from the last checkpoint: {shlex.join([*again, '--resume'])}"

@@ -61,6 +61,20 @@ class Columns:
     truncated: int
 
 
+def too_short(form: str, max_length: int, max_target_length: int) -> str | None:
+    """Why these lengths hold nothing; None = they do."""
+    if max_target_length < 2:
+        return f"model.max_target_length: {max_target_length} holds no word and its end; use 2 or more."
+    least = SHORTEST + (max_target_length if form == "decoder" else 0)
+    if max_length >= least:
+        return None
+    beside = f" beside a target of up to {max_target_length} (model.max_target_length)"
+    return (
+        f"model.max_length: {max_length} leaves too little room for a prompt"
+        f"{beside if form == 'decoder' else ''}; use {least} or more."
+    )
+
+
 class Encoder:
     """Turns examples into columns.
 
@@ -77,12 +91,8 @@ class Encoder:
     def __init__(self, tokenizer: Any, form: str, max_length: int, max_target_length: int = 64) -> None:
         if form not in FORMS:
             raise MtnlpError(f"No form of input is called {form!r}. {did_you_mean(form, FORMS)}")
-        least = SHORTEST + (max_target_length if form == "decoder" else 0)
-        if max_length < least or max_target_length < 2:
-            raise MtnlpError(
-                f"max_length={max_length} with max_target_length={max_target_length} is too short for the "
-                f"form {form!r}; use at least {least} and 2."
-            )
+        if problem := too_short(form, max_length, max_target_length):
+            raise MtnlpError(problem)
         self.tokenizer, self.form = tokenizer, form
         self.max_length, self.max_target_length = max_length, max_target_length
         self.pieces = Pieces(tokenizer)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import mmap
 import re
@@ -31,6 +32,11 @@ def read(path: Path) -> tuple[Sequence[Row], Sequence[int] | None]:
     Raises:
         DataError: no such file, no reader for its ending, or a line that cannot be read.
     """
+    if path.is_dir():
+        raise DataError(
+            f"{path} is a folder; expected one file for a split. Name the file, or give the folder as the "
+            f"whole source (`source: {path}`): then each of its files is the split that it is named after."
+        )
     if not path.is_file():
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, near) if near else f"The folder {path.parent} does not exist either."
@@ -133,9 +139,8 @@ def _json(path: Path) -> tuple[Sequence[Row], None]:
 def _separated(path: Path, *, delimiter: str, quoting: int) -> tuple[Sequence[Row], Sequence[int]]:
     """A header line, then one record per row; an empty file has no rows. TSV knows no quotes."""
     csv.field_size_limit(2**31 - 1)  # long documents are ordinary here; Python's own limit is 128 kB
-    reader = csv.reader(
-        _text(path).splitlines(keepends=True), delimiter=delimiter, quoting=quoting, strict=True
-    )
+    lines_of = io.StringIO(_text(path), newline="")  # str.splitlines cuts at characters of text as well
+    reader = csv.reader(lines_of, delimiter=delimiter, quoting=quoting, strict=True)
     rows, lines, header, last = [], [], None, 0
     try:
         for record in reader:
@@ -174,7 +179,7 @@ def _conll(path: Path) -> tuple[Sequence[Row], Sequence[int]]:
     universal = path.suffix.lower() == ".conllu"
     for number, line in enumerate([*_text(path).split("\n"), ""], start=1):
         line = line.strip("\r\n ")
-        fields = line.split("\t") if "\t" in line else line.split()
+        fields = line.split("\t") if "\t" in line else re.findall("[^ ]+", line)
         if not fields or fields[0] == "-DOCSTART-":
             if sentence:
                 rows.append(_sentence(sentence, universal))

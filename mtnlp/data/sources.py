@@ -160,9 +160,7 @@ def with_validation(found: Mapping[str, Rows]) -> dict[str, Rows]:
     if "train" not in found or "validation" in found or len(found["train"]) < 2:
         return dict(found)
     rows = found["train"]
-    order = np.array(
-        [key_of("split", json.dumps(row, sort_keys=True, default=str)) for row in rows], np.uint64
-    )
+    order = np.array([key_of("split", _written(row, rows.where(i))) for i, row in enumerate(rows)], np.uint64)
     chosen = order % np.uint64(HELD_OUT) == 0
     if not chosen.any():
         chosen = order == order.min()
@@ -193,15 +191,32 @@ def read_example(
 
 
 def memory(data: Sequence[Mapping[str, Any]], path: str) -> Rows:
-    """Rows from a list of dicts; `path` says where they are from."""
+    """Rows from a list of dicts; `path` says where they are from.
+
+    Raises:
+        DataError: a row is no mapping, or a column's name no text.
+    """
+    for i, row in enumerate(data):
+        if not isinstance(row, Mapping):
+            raise DataError(f"{path}[{i}]: a row is a mapping of columns to values, found {shown(row)}.")
+        if odd := [name for name in row if not isinstance(name, str)]:
+            raise DataError(f"{path}[{i}]: the column {shown(odd[0])} has no text for a name; give it one.")
 
     def digest() -> str:
         state = hashlib.blake2b(digest_size=16)
-        for row in data:
-            state.update(json.dumps(row, sort_keys=True, default=str).encode())
+        for i, row in enumerate(data):
+            state.update(_written(row, f"{path}[{i}]").encode())
         return state.hexdigest()
 
     return Rows(data, path=path, digest=digest)
+
+
+def _written(row: Row, where: str) -> str:
+    """The row as JSON, the same for equal rows."""
+    try:
+        return json.dumps(row, sort_keys=True, default=str)
+    except TypeError as error:
+        raise DataError(f"{where}: {error}. The keys of a mapping in a row must all be texts.") from None
 
 
 def file_rows(path: Path) -> Rows:

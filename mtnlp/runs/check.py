@@ -135,7 +135,7 @@ def check(
         family=recipe.model.family,
         trust_remote_code=trust_remote_code,
     )
-    assemble.check_length(recipe, outline.max_length)
+    assemble.check_backbone(recipe, outline.family, outline.max_length)
     model = assemble.build_model(recipe, plan.specs, outline)
     assemble.build_balancer(recipe, model)
     encoder = assemble.encoder_for(recipe, outline.tokenizer, outline.family)
@@ -176,9 +176,9 @@ def _task(data: TaskData, stores: Mapping[str, TokenStore], epochs: float) -> Ta
             f"its {len(train):,} training rows will be seen {epochs:.1f} times; more than {REPEATS:.0f} is "
             "seldom worth it. Lower train.steps, or its rate in the sampler."
         )
-    cut = max(store.truncated for store in stores.values())
-    if cut > 0.05:
-        warnings.append(f"{cut:.0%} of the rows of a split lose tokens; raise model.max_length.")
+    cut = [f"{store.truncated:.1%} of {split}" for split, store in stores.items() if store.truncated > 0.05]
+    if cut:
+        warnings.append(f"rows lose tokens: {', '.join(cut)}; raise model.max_length.")
     lengths = np.asarray(train.length)
     return TaskCheck(
         name=spec.name,

@@ -1,7 +1,7 @@
 """The run folder: what lies where, and that no run is ever overwritten unasked.
 
 recipe.yaml          the resolved recipe, every default written out
-tasks.json           the tasks as resolved: kind, labels, words, templates, fields, metrics
+tasks.json           the tasks as resolved: kind, labels, words, templates, fields, metrics; hashes of rows
 metrics.jsonl        one line per step, one per evaluation
 checkpoints/         what a resume needs
 model.safetensors    the trained parameters of the kept checkpoint
@@ -15,16 +15,23 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtnlp import config, strict_yaml
 from mtnlp.config import Recipe
 from mtnlp.data.sources import memory
-from mtnlp.errors import MtnlpError, did_you_mean
+from mtnlp.data.store import ENCODED
+from mtnlp.errors import MtnlpError, did_you_mean, shown
 from mtnlp.tasks.spec import MEMORY, TaskSpec, Template
+
+if TYPE_CHECKING:
+    from mtnlp.data.task_data import TaskData
+    from mtnlp.resolve import Plan
+
+ROWS = "rows"  # what tasks.json holds of a task beside its spec
 
 
 @dataclass(frozen=True)
@@ -61,29 +68,35 @@ class RunFolder:
     def results(self) -> Path:
         return self.path / "results.json"
 
-    def check(self, recipe: Recipe, *, resume: bool, force: bool) -> None:
-        """Whether a run of this recipe may start here; nothing is written.
+    def holds_run(self) -> bool:
+        """Whether a run was started here; a recipe alone may be its author's only copy."""
+        return self.recipe.exists() and self.tasks.exists()
+
+    def check(self, plan: Plan, *, resume: bool, force: bool) -> None:
+        """Whether a run of this plan may start here; nothing is written.
 
         Raises:
             MtnlpError: the folder holds a run and neither resume nor force was asked for, or it holds another
-                recipe's run, or something that is no run at all, or there is nothing to resume.
+                recipe's run, one of tasks or rows that have changed, or something that is no run at all, or
+                there is nothing to resume.
         """
         used = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
         if resume and force:
             raise MtnlpError("--resume goes on with a run and --force replaces it; give one of the two.")
-        if resume and not self.recipe.exists():
+        if resume and not self.holds_run():
             raise MtnlpError(f"--resume: there is no run in {self.path}. Leave --resume out to start one.")
         if resume:
-            self._same(recipe)
-        elif used and not force:
-            raise MtnlpError(
-                f"{self.path} already holds {'a run' if self.recipe.exists() else 'files'}. Continue a run "
-                "with --resume, replace it with --force, or choose another folder with --out."
-            )
-        elif used and not self.recipe.exists():
+            self._same_recipe(plan.recipe)
+            self._same_tasks(plan.data)
+        elif used and not self.holds_run():
             raise MtnlpError(
                 f"{self.path} holds files but no run, and --force replaces runs only. Choose another "
                 "folder with --out."
+            )
+        elif used and not force:
+            raise MtnlpError(
+                f"{self.path} already holds a run. Continue it with --resume, replace it with --force, or "
+                "choose another folder with --out."
             )
         there = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):
@@ -92,16 +105,16 @@ class RunFolder:
                 "folder with --out."
             )
 
-    def create(self, recipe: Recipe, specs: Sequence[TaskSpec], *, resume: bool) -> None:
+    def create(self, plan: Plan, *, resume: bool) -> None:
         """Make the folder (after `check`): an old run in it is removed, unless it is to be resumed."""
         if resume:
             return
-        tasks = json.dumps([spec_to_json(spec) for spec in specs], indent=1, ensure_ascii=False)
+        tasks = json.dumps([_task_to_json(data) for data in plan.data], indent=1, ensure_ascii=False)
         try:
             if self.path.exists():
                 shutil.rmtree(self.path)
             self.path.mkdir(parents=True)
-            self.recipe.write_text(strict_yaml.dump(_stored(recipe)), "utf-8")
+            self.recipe.write_text(strict_yaml.dump(_stored(plan.recipe)), "utf-8")
             self.tasks.write_text(tasks, "utf-8")
         except OSError as error:
             raise MtnlpError(
@@ -112,7 +125,7 @@ class RunFolder:
         """Take the folder away again."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def _same(self, recipe: Recipe) -> None:
+    def _same_recipe(self, recipe: Recipe) -> None:
         old, new = config.load(self.recipe).data(), _stored(recipe)
         changed = sorted(_differences(old, new))
         if changed:
@@ -121,9 +134,25 @@ class RunFolder:
                 "with the recipe it was started with, or choose another folder with --out."
             )
 
+    def _same_tasks(self, tasks: Sequence[TaskData]) -> None:
+        old = {item["name"]: item for item in self._read_tasks()}
+        new = {data.spec.name: _task_to_json(data) for data in tasks}
+        changed = [
+            f"  {name}: {change}"
+            for name in {**old, **new}
+            for change in _changes(old.get(name), new.get(name))
+        ]
+        if changed:
+            raise MtnlpError(
+                "\n".join(
+                    [f"{self.path} cannot be resumed: since it began, its tasks have changed.", *changed]
+                )
+                + "\nPut back what they were, start again with --force, or choose another folder with --out."
+            )
+
     def read_recipe(self) -> Recipe:
         """The recipe of a finished or running run. MtnlpError if this is no run folder."""
-        if not self.recipe.exists() or not self.tasks.exists():
+        if not self.holds_run():
             raise MtnlpError(
                 f"{self.path} is not a run folder: it has no {self.recipe.name} and {self.tasks.name}. "
                 "Name a folder that `mtnlp finetune` wrote, such as runs/quickstart."
@@ -131,8 +160,15 @@ class RunFolder:
         return config.load(self.recipe)
 
     def read_specs(self) -> tuple[TaskSpec, ...]:
+        return tuple(spec_from_json(item) for item in self._read_tasks())
+
+    def _read_tasks(self) -> list[dict[str, Any]]:
+        """What `create` wrote of each task. MtnlpError if it is damaged."""
         try:
-            return tuple(spec_from_json(item) for item in json.loads(self.tasks.read_text("utf-8")))
+            items = json.loads(self.tasks.read_text("utf-8"))
+            for item in items:
+                spec_from_json(item)
+            return items
         except (ValueError, TypeError, KeyError) as error:
             raise MtnlpError(f"{self.tasks}: damaged ({error}). Restore the file or train again.") from None
 
@@ -160,14 +196,38 @@ def spec_to_json(spec: TaskSpec) -> dict[str, Any]:
 
 
 def spec_from_json(data: Mapping[str, Any]) -> TaskSpec:
-    """The inverse of `spec_to_json`."""
+    """The inverse of `spec_to_json`; also reads what `_task_to_json` gives."""
     names = {field.name for field in dataclasses.fields(TaskSpec)}
+    data = {name: data[name] for name in data if name != ROWS}
     unknown = set(data) - names
     if unknown:
         raise ValueError(f"{sorted(unknown)[0]}: no such field. {did_you_mean(sorted(unknown)[0], names)}")
     lists = {key: tuple(value) for key, value in data.items() if isinstance(value, list)}
     templates = {name: Template(**template) for name, template in data["templates"].items()}
     return TaskSpec(**{**data, **lists, "templates": templates})
+
+
+def _task_to_json(data: TaskData) -> dict[str, Any]:
+    """An opened task as JSON, and of the rows of each split how many there are and a hash."""
+    rows = {split: data.rows(split) for split in data.splits}
+    counted = {split: f"{len(part)} rows, {part.fingerprint}" for split, part in rows.items()}
+    return {**spec_to_json(data.spec), ROWS: counted}
+
+
+def _changes(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> Iterator[str]:
+    """How what a task learns from has changed, in sentences; None = there is no such task."""
+    if old is None or new is None:
+        yield "this task is new." if old is None else "this task is gone."
+        return
+    was, is_now = old.get(ROWS, new[ROWS]), new[ROWS]  # an early run has kept none
+    for split in {**was, **is_now}:
+        then, now = (rows.get(split, "no rows") for rows in (was, is_now))
+        if then != now:
+            then, now = (text.partition(",")[0] for text in (then, now))
+            yield f"rows of {split} changed ({then} then, {now} now)."
+    for key in ENCODED:
+        if old[key] != new[key]:
+            yield f"{key} changed ({shown(old[key])} then, {shown(new[key])} now)."
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +17,15 @@ from mtnlp.errors import DataError, MtnlpError, RecipeError, did_you_mean, shown
 from mtnlp.resolve import load_imports, named_tasks
 from mtnlp.runs.folder import RunFolder
 from mtnlp.runs.session import bad_rows, questions_of, shots_of, train_targets
-from mtnlp.tasks.examples import example
+from mtnlp.tasks.examples import check_columns, example
 from mtnlp.tasks.spec import Example, TaskSpec
 
 if TYPE_CHECKING:
     from mtnlp.bench.evaluate import Report
     from mtnlp.bench.predict import Predictor
     from mtnlp.data.task_data import TaskData
+
+_NO_COLUMN = "\0"  # where no row has an answer: it is not asked for, and whatever stands there is no mistake
 
 
 class Model:
@@ -36,7 +41,7 @@ class Model:
 
     def predict(
         self,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Iterable[Mapping[str, Any]],
         *,
         task: str | None = None,
         places: Sequence[str] | None = None,
@@ -44,7 +49,8 @@ class Model:
         """Answer rows.
 
         Args:
-            rows: dicts with the task's fields (`text`, `text_pair`, `tokens` ...) or its source's columns.
+            rows: dicts with the task's fields (`text`, `text_pair`, `tokens` ...) or its source's columns;
+                with all columns that it is read from, a row counts as one of the source.
             task: which task; may be left out when there is one.
             places: what to call each row in a message; default: "row 1", "row 2" ...
 
@@ -57,10 +63,11 @@ class Model:
             MtnlpError: no such task. DataError: a row without the fields of the task; names the row.
         """
         spec = self.tasks[self.chosen(task)]
-        if isinstance(rows, str | Mapping):
+        if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
             raise DataError(
                 f"rows: expected a list of rows, found one {type(rows).__name__}; put it in a list."
             )
+        rows = list(rows)
         places = places or [f"row {i + 1}" for i in range(len(rows))]
         examples = [
             _question(spec, row, i, place) for i, (row, place) in enumerate(zip(rows, places, strict=True))
@@ -92,11 +99,12 @@ def load(run: Path | str, *, trust_remote_code: bool = False) -> Model:
     """
     folder = RunFolder(Path(run))
     recipe, specs = folder.read_recipe(), folder.read_specs()
-    if not folder.weights.exists():
-        raise MtnlpError(
-            f"{folder.path} holds no {folder.weights.name}: its training has not finished. Go on with "
-            f"`mtnlp finetune {folder.recipe} --out {folder.path} --resume`."
-        )
+    for path in (folder.results, folder.weights):  # weights are kept at every best evaluation
+        if not path.exists():
+            again = shlex.join(["mtnlp", "finetune", str(folder.recipe), "--out", str(run), "--resume"])
+            raise MtnlpError(
+                f"{run} holds no {path.name}: its training has not finished. Go on with `{again}`."
+            )
     from mtnlp.train.checkpoint import read_table  # with torch: what is wrong so far is told in no time
 
     _load_imports(folder, recipe)
@@ -112,25 +120,26 @@ def load(run: Path | str, *, trust_remote_code: bool = False) -> Model:
 
 def evaluate_run(
     run: Path | str,
-    tasks: Sequence[str] | None = None,
+    tasks: str | Sequence[str] | None = None,
     split: str = "test",
     limit: int | None = None,
     *,
     trust_remote_code: bool = False,
 ) -> Report:
-    """Scores of a run folder on a split of its tasks, on at most `limit` rows of each.
+    """Scores of a run folder on a split of its tasks, on at most `limit` rows of each; see mtnlp.evaluate.
 
     Raises:
-        MtnlpError: unknown task; no such split; rows that lived in memory, or cannot be used.
+        MtnlpError: unknown task; no such split; rows that lived in memory, or cannot be used; limit below 1.
     """
+    if limit is not None and limit < 1:
+        raise MtnlpError(f"limit: expected at least 1 row, got {limit}. Leave it out for all rows.")
     from mtnlp.bench.evaluate import Report, evaluate
 
     started = time.perf_counter()
     folder = RunFolder(Path(run))
     recipe, specs = folder.read_recipe(), {spec.name: spec for spec in folder.read_specs()}
     _load_imports(folder, recipe)
-    wanted = list(specs) if tasks is None else list(dict.fromkeys(_chosen(specs, name) for name in tasks))
-    opened = _opened_all(recipe, [specs[name] for name in wanted], split, limit, where=folder.path)
+    opened = _opened_all(recipe, _wanted(specs, tasks), split, limit, where=folder.path)
     model = load(run, trust_remote_code=trust_remote_code)
     index = {name: i for i, name in enumerate(model.tasks)}
     questions = {index[data.spec.name]: questions_of(data, split, most=limit) for data in opened}
@@ -143,6 +152,18 @@ def evaluate_run(
         "seconds": round(time.perf_counter() - started, 1),
     }
     return Report(report.scores, about)
+
+
+def _wanted(tasks: Mapping[str, TaskSpec], names: str | Sequence[str] | None) -> list[TaskSpec]:
+    """The tasks that names and patterns over them stand for, each once; None = all."""
+    if names is None:
+        return list(tasks.values())
+    if isinstance(names, str):
+        names = [name.strip() for name in names.split(",") if name.strip()]
+    if not names:
+        raise MtnlpError("tasks: names no task. Give some as a,b, or leave it out for all.")
+    found = [[task for task in tasks if fnmatchcase(task, name)] or [_chosen(tasks, name)] for name in names]
+    return [tasks[name] for name in dict.fromkeys(chain.from_iterable(found))]
 
 
 def _chosen(tasks: Mapping[str, TaskSpec], name: str) -> str:
@@ -199,19 +220,16 @@ def _opened(spec: TaskSpec, recipe: Recipe) -> TaskData:
 
 
 def _question(spec: TaskSpec, row: Mapping[str, Any], index: int, place: str) -> Example:
-    """A row without its answer. Columns may have the source's names or the task's own."""
+    """A row without its answer: in the source's columns if it has all that it needs, else in the task's."""
     if not isinstance(row, Mapping):
         fields = ", ".join(f"{name!r}: ..." for name in spec.parts.inputs)
         raise DataError(f"{place}: expected a mapping of fields like {{{fields}}}, found {row!r:.60}.")
-    renamed = {name: name for name in (*spec.parts.inputs, *spec.parts.optional) if name in row}
-    plain = spec.replace(fields={**spec.fields, **renamed})
+    row = {str(name): value for name, value in row.items()}
+    fields = {**spec.fields, spec.parts.target: _NO_COLUMN}
+    if check_columns(spec, list(row), needs_target=False):
+        fields |= {name: name for name in (*spec.parts.inputs, *spec.parts.optional) if name in row}
     try:
-        return example(
-            plain,
-            {k: v for k, v in row.items() if k in renamed or k != spec.parts.target},
-            index,
-            needs_target=False,
-        )
+        return example(spec.replace(fields=fields), row, index, needs_target=False)
     except DataError as error:
         raise DataError(f"{place}: {error}") from None
 

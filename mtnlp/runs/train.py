@@ -50,7 +50,7 @@ def finetune(
     started = time.perf_counter()
     plan = resolve(source, overrides, look=_bad_rows)
     folder = RunFolder(Path(out or Path("runs") / plan.recipe.name))
-    folder.check(plan.recipe, resume=resume, force=force)
+    folder.check(plan, resume=resume, force=force)
 
     accelerator = _accelerator(plan, folder)
     say = _printer(console, accelerator)
@@ -67,7 +67,7 @@ def finetune(
         return None
 
     if accelerator.is_main_process:
-        folder.create(plan.recipe, plan.specs, resume=resume)
+        folder.create(plan, resume=resume)
     accelerator.wait_for_everyone()
     _start_trackers(plan, folder, accelerator, resume=resume)
     if resume:

@@ -6,8 +6,10 @@ Errors name the field, the value found and what was expected; who reads rows put
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from numbers import Integral
 from typing import Any
 
 from mtnlp.errors import DataError, did_you_mean, shown
@@ -18,6 +20,7 @@ _MISSING = object()
 LARGEST = 3e38  # what a float32 holds
 _HIDDEN = "has no answer. Is this the unlabelled test split? Name only the others under `splits`"
 MOST_LABELS = 1000  # more different values than this in one column are not a closed list of labels
+_WHOLE = re.compile(r"(-?[0-9]{1,18})(\.0+)?")
 
 
 def example(spec: TaskSpec, row: Mapping[str, Any], index: int, *, needs_target: bool = True) -> Example:
@@ -34,15 +37,13 @@ def example(spec: TaskSpec, row: Mapping[str, Any], index: int, *, needs_target:
     inputs = {name: _READ[name](name, _value(spec, row, name)) for name in parts.inputs}
     for name in parts.optional:
         value = _value(spec, row, name, optional=name not in spec.fields)
-        if value is not _MISSING and value is not None and value != "":
+        if not _absent(value):
             inputs[name] = _READ[name](name, value)
     if spec.kind == "tag" and not inputs["tokens"]:
         raise DataError("tokens: the list is empty; a row needs at least one token.")
     value = _value(spec, row, parts.target, optional=not needs_target)
-    target = (
-        None if value is _MISSING or (not needs_target and _hidden(value)) else _target(spec, inputs, value)
-    )
-    return Example(spec.name, index, inputs, target)
+    hidden = not needs_target and _hidden(_whole(value))
+    return Example(spec.name, index, inputs, None if hidden else _target(spec, inputs, value))
 
 
 def demonstrations(spec: TaskSpec) -> tuple[Example, ...]:
@@ -62,12 +63,15 @@ def read_labels(spec: TaskSpec, rows: Iterable[Mapping[str, Any]]) -> tuple[str,
     found: set[str] = set()
     for row in rows:
         value = _value(spec, row, name)
-        found.update(map(_name, _list(name, value) if listed else [value] if value not in (None, "") else []))
+        if listed:
+            found.update(_name(f"{name}[{i}]", item) for i, item in enumerate(_list(name, value)))
+        elif not _absent(value):
+            found.add(_name(name, value))
     if not found:
         raise DataError(
             f"{spec.name}: {name}: no label in the train rows. Name the right column in fields.{name}."
         )
-    if odd := next((text for text in found if _is_number(text) and not _is_whole(text)), None):
+    if odd := next((text for text in found if _is_fraction(text)), None):
         raise DataError(
             f"{spec.name}: {name}: {odd} is a fraction, not a label. For scores use kind: regress."
         )
@@ -106,15 +110,17 @@ def _is_template(source: str) -> bool:
 def _value(spec: TaskSpec, row: Mapping[str, Any], name: str, *, optional: bool = False) -> Any:
     """What the row holds for a canonical field; _MISSING for an optional field without its column."""
     source = spec.fields.get(name, name)
-    if isinstance(source, list | tuple):
-        values = [_lookup(row, name, item) for item in source]
-        return _multi_hot(values) if name == "labels" else values
-    try:
-        return _lookup(row, name, source)
-    except KeyError:
-        if optional:
-            return _MISSING
-        raise DataError(f"{name}: no column {source!r} in the row. {did_you_mean(source, row)}") from None
+    values = []
+    for column in source if isinstance(source, list | tuple) else [source]:
+        try:
+            values.append(_lookup(row, name, column))
+        except KeyError:
+            if optional:
+                return _MISSING
+            raise DataError(f"{name}: no column {column!r} in the row. {did_you_mean(column, row)}") from None
+    if not isinstance(source, list | tuple):
+        return values[0]
+    return _multi_hot(values) if name == "labels" else values
 
 
 def _lookup(row: Mapping[str, Any], name: str, source: str) -> Any:
@@ -127,20 +133,43 @@ def _lookup(row: Mapping[str, Any], name: str, source: str) -> Any:
             raise DataError(f"{name}: {error}") from None
     value: Any = row
     for step in source.split("."):
-        value = [item[step] for item in value] if isinstance(value, list | tuple) else value[step]
+        several = isinstance(value, list | tuple)
+        found = [_inside(item, step, f"{name}: {source!r}") for item in (value if several else [value])]
+        value = found if several else found[0]
     return value
 
 
+def _inside(value: Any, step: str, what: str) -> Any:
+    """value[step]; nothing lies inside null."""
+    if value is not None and not isinstance(value, Mapping):
+        raise DataError(f"{what}: expected a mapping with {step!r}, found {_shown(value)}.")
+    return None if value is None else value[step]
+
+
 def _multi_hot(values: Sequence[Any]) -> list[int]:
-    if odd := [value for value in values if value not in (0, 1, "0", "1")]:
+    if odd := [value for value in values if _whole(value) not in (0, 1)]:
         raise DataError(f"labels: a column per label must hold 0 or 1, found {shown(odd[0])}.")
-    return [i for i, value in enumerate(values) if int(value)]
+    return [i for i, value in enumerate(values) if _whole(value)]
+
+
+def _absent(value: Any) -> bool:
+    """No value: no column, null, "" or NaN (what pandas makes of null)."""
+    if hasattr(value, "__len__") and not isinstance(value, str):
+        return False
+    return value is _MISSING or value is None or value == "" or value != value
 
 
 def _hidden(value: Any) -> bool:
-    if isinstance(value, list | tuple | dict):
-        return False
-    return value is None or value is _MISSING or value in ("", UNLABELLED)
+    return _absent(value) or (isinstance(value, Integral | float) and value == UNLABELLED)
+
+
+def _whole(value: Any) -> Any:
+    """The int that 2, 2.0, "2" and "2.0" all stand for; anything else as it is."""
+    if isinstance(value, str):
+        found = _WHOLE.fullmatch(value)
+        return int(found[1]) if found else value
+    whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
+    return int(value) if whole and not isinstance(value, bool) else value
 
 
 def _text(name: str, value: Any) -> str:
@@ -215,27 +244,34 @@ def _label(spec: TaskSpec, name: str, value: Any) -> int:
         raise DataError(
             f"{name}: the label names of {spec.name} are not known yet; read them from the train split."
         )
-    ids, numbers = _ids(spec.labels)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, str | bool) or (numbers and isinstance(value, int)):
-        if (found := ids.get(str(value))) is not None:
-            return found
-    elif hasattr(value, "__index__") and 0 <= int(value) < len(spec.labels):
-        return int(value)
-    if _hidden(value):
+    _one(name, value)
+    (ids, numbers), size, whole = _ids(spec.labels), len(spec.labels), _whole(value)
+    if isinstance(value, str | bool) or (numbers and isinstance(whole, int)):
+        for text in (str(value), str(whole)):
+            if text in ids:
+                return ids[text]
+    is_id = isinstance(whole, int) and not isinstance(whole, bool) and not numbers
+    if is_id and 0 <= whole < size:
+        return whole
+    if _hidden(whole):
         raise DataError(f"{name} {value!r}: the row {_HIDDEN}.")
-    if isinstance(value, int) and not isinstance(value, bool) and not numbers:
-        raise DataError(f"{name} {value} is outside 0..{len(spec.labels) - 1} ({len(spec.labels)} labels).")
-    raise DataError(
-        f"{name} {_shown(value)} is not a label of this task. {did_you_mean(str(value), spec.labels)}"
-    )
+    hint = did_you_mean(str(value), spec.labels)
+    if is_id:
+        raise DataError(f"{name} {shown(value)} is outside 0..{size - 1} ({size} labels). {hint}")
+    raise DataError(f"{name} {_shown(value)} is not a label of this task. {hint}")
+
+
+def _one(name: str, value: Any) -> None:
+    """DataError if the value is several."""
+    if hasattr(value, "__len__") and not isinstance(value, str):
+        hint = "" if "[" in name else " For several labels per row use kind: multilabel."
+        raise DataError(f"{name}: expected one label, found {_shown(value)}.{hint}")
 
 
 def _score(spec: TaskSpec, name: str, value: Any) -> float:
     try:
         score = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         score = math.nan
     if value is None or value == "":
         raise DataError(f"{name}: the row {_HIDDEN}.")
@@ -286,6 +322,8 @@ def _spans(name: str, context: str, value: Any) -> tuple[tuple[str, int], ...]:
             f"{{text, answer_start}}, found {_shown(value)}."
         ) from None
     for text, start in pairs:
+        if not isinstance(start, Integral) or isinstance(start, bool):
+            raise DataError(f"{name}: answer_start: expected a character's number, found {_shown(start)}.")
         if not isinstance(text, str) or not text or context[start : start + len(text)] != text or start < 0:
             raise DataError(
                 f"{name}: {_shown(text)} does not stand at character {start} of the context, which reads "
@@ -302,13 +340,15 @@ def _references(name: str, value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for text in texts if text.strip()))
 
 
-def _name(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+def _name(name: str, value: Any) -> str:
+    """The label's name; 2.0 and "2.0" are called 2."""
+    _one(name, value)
+    return value if isinstance(value, str) and "." not in value else str(_whole(value))
 
 
-def _is_number(text: str) -> bool:
+def _is_fraction(text: str) -> bool:
     try:
-        return math.isfinite(float(text))
+        return float(text) % 1 > 0
     except ValueError:
         return False
 

@@ -127,7 +127,8 @@ def read_natural_instructions(path: Path) -> TaskSpec:
     output}].
 
     The file has no splits: 80 % of its instances train, 10 % validate and 10 % test, by a hash of the input,
-    so equal inputs stay together and other files do not matter.
+    so equal inputs stay together and other files do not matter. In a small file a split may get no instance
+    and is left out; if train gets none, all instances are train.
 
     Raises:
         MtnlpError: a part is missing. DataError: an instance is not {input, output}.
@@ -142,6 +143,8 @@ def read_natural_instructions(path: Path) -> TaskSpec:
     for index, item in enumerate(data["Instances"]):
         row = _instance(item, f"{path}: Instances[{index}]")
         rows[split_of(row["input"])].append(row)
+    if not rows["train"]:
+        rows = {"train": [row for own in rows.values() for row in own]}
     solved = [
         _instance(item, f"{path}: Positive Examples[{i}]")
         for i, item in enumerate(data.get("Positive Examples") or [])
@@ -150,7 +153,7 @@ def read_natural_instructions(path: Path) -> TaskSpec:
     return TaskSpec(
         name=path.stem,
         kind="generate",
-        source=rows,
+        source={split: own for split, own in rows.items() if own},
         fields={"text": "input", "target": "output"},
         instruction=definition if isinstance(definition, str) else "\n".join(definition),
         demonstrations=tuple(solved),

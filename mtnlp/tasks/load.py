@@ -35,7 +35,7 @@ def load(entry: str, base: Path | str = ".") -> list[TaskSpec]:
 
     Raises:
         MtnlpError: nothing has that name; a file is not of the form expected; a folder whose kind of task is
-            not supported. RecipeError lists all problems of a YAML file.
+            not supported. RecipeError lists all problems of a YAML file, or of all that a pattern matches.
     """
     base, pattern = Path(base), bool(re.search(r"[*?\[]", entry))
     is_file = entry.endswith((".yaml", ".yml", ".json"))
@@ -50,9 +50,9 @@ def load(entry: str, base: Path | str = ".") -> list[TaskSpec]:
     if not paths:
         raise MtnlpError(
             f"No task is called {shown(entry)} and {shown(str(base / entry), 200)} does not exist. "
-            f"{did_you_mean(entry, tasks.names())}"
+            f"{_near(entry, base)}"
         )
-    return [spec for path in paths for spec in _read(path)]
+    return _read_all(paths, entry) if pattern else _read(paths[0])
 
 
 def from_mapping(data: Mapping[str, Any], *, base: Path | str, where: str) -> TaskSpec:
@@ -104,6 +104,31 @@ def _glob(base: Path, entry: str) -> list[Path]:
     anchor = Path(entry).expanduser()
     base = Path(anchor.anchor) if anchor.is_absolute() else base
     return list(base.glob(str(anchor.relative_to(anchor.anchor))))
+
+
+def _near(entry: str, base: Path) -> str:
+    """What stands in the folder that a path leads to; registered names if it is no path."""
+    path = base / Path(entry).expanduser()
+    if os.path.isdir(path.parent) and ("/" in entry or path.suffix in (".yaml", ".yml", ".json")):
+        return did_you_mean(path.name, os.listdir(path.parent))
+    if entry.startswith((".", "~", "/")):
+        return f"The folder {shown(str(path.parent), 200)} does not exist either."
+    return did_you_mean(entry, tasks.names())
+
+
+def _read_all(paths: list[Path], pattern: str) -> list[TaskSpec]:
+    specs, problems = [], []
+    for path in paths:
+        try:
+            specs += _read(path)
+        except RecipeError as error:
+            problems += [f"{error.path}: {problem}" for problem in error.problems]
+        except MtnlpError as error:
+            problems.append(str(error))
+    if problems:
+        hint = f"A pattern takes all that it matches, here {len(paths)}; list those that are wanted instead."
+        raise RecipeError(pattern, [*problems, hint])
+    return specs
 
 
 def _read(path: Path) -> list[TaskSpec]:

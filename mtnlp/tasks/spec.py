@@ -16,9 +16,10 @@ every later room relies on (an optional input that a row does not have is left o
     generate    text                             tuple of str: references; the first one is trained on
 
 What a column may hold: a label is an id (0-based) or a label's name; if all names are whole numbers, numbers
-are names. `answer` is the text of a choice, a letter A-Z or an index. `answers` is {text: [...],
-answer_start: [...]} or a list of {text, answer_start}. `labels` is a list of ids or names. -1, "" and null
-mean that the row's answer is hidden.
+are names. Text files hold texts alone, so "1" is the id 1 too where no label is called so; 1.0 and "1.0" are
+1. `answer` is the text of a choice, a letter A-Z or an index. `answers` is {text: [...], answer_start: [...]}
+or a list of {text, answer_start}. `labels` is a list of ids or names. -1, "", null and NaN mean that the
+row's answer is hidden.
 """
 
 from __future__ import annotations

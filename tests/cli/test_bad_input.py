@@ -242,6 +242,7 @@ CASES = {
         2,
         "good holds files but no run, and --force replaces runs only",
     ),
+    "finetune run.yaml --out good": (2, "good holds files but no run"),
     "finetune run.yaml --out rows.txt/run": (2, "rows.txt/run cannot be made: rows.txt is no folder"),
     "finetune run.yaml --out /proc/run": (2, "/proc/run cannot be"),
     # predict and eval.
@@ -258,7 +259,8 @@ CASES = {
     "eval run --tasks tags": (2, "Choose with --split validation"),
     "eval run --split valid": (2, "there is no 'valid' split. Did you mean 'validation'"),
     "eval run --tasks good,pears": (2, "No task of this run is called 'pears'. Did you mean 'pairs'"),
-    "eval run --tasks ,": (2, "--tasks names no task"),
+    "eval run --tasks 'pears/*'": (2, "No task of this run is called 'pears/*'"),
+    "eval run --tasks ,": (2, "tasks: names no task"),
     "eval run --limit 0": (2, "greater than or equal to 1"),
     "eval run --split validation --out good": (2, "--out good is a folder"),
     "eval none": (2, "none is not a run folder"),

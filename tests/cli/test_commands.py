@@ -27,7 +27,8 @@ def test_an_interrupted_run_says_how_to_go_on(run, house, tmp_path, monkeypatch,
     def interrupted(*args, **kwargs):
         if written:
             (tmp_path / "runs/my-run").mkdir(parents=True)
-            (tmp_path / "runs/my-run/recipe.yaml").write_text("")
+            for name in ("recipe.yaml", "tasks.json"):
+                (tmp_path / "runs/my-run" / name).write_text("")
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
@@ -58,7 +59,7 @@ def test_eval_passes_its_choices_on_and_saves_the_report(run, house, tmp_path):
     result = run("eval", "runs/x", *chosen, "--out", tmp_path / "scores.json")
 
     assert (result.code, result.out) == (0, "the report\n")
-    expected = (Path("runs/x"), ["mood", "same"], "validation", 5)
+    expected = (Path("runs/x"), "mood, same", "validation", 5)
     assert house.calls == [("evaluate_run", expected, {"trust_remote_code": False})]
     assert (tmp_path / "scores.json").read_text() == "{}"
 

@@ -56,6 +56,18 @@ def test_text_files_read_alike_and_know_their_lines(name, content, place, tmp_pa
     assert rows.columns == ["text", "label"] and len(rows) == 40 and rows[-1] == ROWS[-1]
 
 
+@pytest.mark.parametrize(("ending", "mark"), [("csv", ","), ("tsv", "\t")])
+@pytest.mark.parametrize("line", ["\n", "\r\n"])
+def test_only_line_ends_end_a_record(ending, mark, line, tmp_path):
+    rows = [{"text": f"a{odd}b", "label": "neg"} for odd in "\u2028\u2029\x85\x0b\x0c\x1c"]
+    write(tmp_path / f"x.{ending}", delimited(rows, mark).replace("\n", line))
+
+    found = open_rows(spec({"train": str(tmp_path / f"x.{ending}")}))["train"]
+
+    assert list(found) == rows
+    assert [found.where(i) for i in range(6)] == [f"{found.path}:{i}" for i in range(2, 8)]
+
+
 def test_parquet_reads_lists_and_slices(tmp_path):
     import pyarrow
     import pyarrow.parquet
@@ -314,6 +326,35 @@ def test_a_bad_file_is_named_with_its_line_and_field(case, tmp_path):
 
     with pytest.raises(DataError, match=message):
         list(open_rows(spec({"train": str(tmp_path / name)}))["train"])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**ROWS[0], 1: "a"}, r"own/task train\[1\]: the column 1 has no text for a name"),
+        (
+            {**ROWS[0], "more": {1: "a", "b": 2}},
+            r"own/task train\[1\]: .*keys of a mapping in a row must all be",
+        ),
+        ("a text", r"own/task train\[1\]: a row is a mapping of columns to values, found 'a text'"),
+    ],
+)
+def test_a_row_in_memory_that_is_no_row_is_named(row, message):
+    with pytest.raises(DataError, match=message):
+        opened({"train": [ROWS[0], row]})
+
+
+def test_a_folder_in_the_place_of_a_file_is_told_from_a_missing_one(tmp_path):
+    with pytest.raises(DataError, match=f"{tmp_path} is a folder; expected one file .*`source: {tmp_path}`"):
+        open_rows(spec({"train": str(tmp_path)}))
+
+
+def test_ids_in_a_text_file_are_ids_of_the_labels_that_are_given(tmp_path):
+    path = write(tmp_path / "x.csv", "text,label\na,0\nb,1\nc,1.0\n")
+
+    data = opened(path, labels=("neg", "pos"), splits={"train": "train", "validation": "train"})
+
+    assert [data.example("train", i).target for i in range(3)] == [0, 1, 1]
 
 
 BAD_ROWS = {

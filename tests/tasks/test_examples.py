@@ -24,6 +24,12 @@ GOOD = [
     (spec("classify", labels=("False", "True")), {**TEXT, "label": True}, 1),
     (spec("classify", labels=("1", "2", "5")), {**TEXT, "label": 5}, 2),  # numbers as names
     (spec("classify", labels=("-1", "0", "1")), {**TEXT, "label": -1}, 0),
+    (spec("classify"), {**TEXT, "label": "2"}, 2),  # text files hold nothing but texts
+    (spec("classify"), {**TEXT, "label": "2.0"}, 2),
+    (spec("classify", labels=("1", "2", "5")), {**TEXT, "label": "5.0"}, 2),
+    (spec("classify", labels=("yes", "0")), {**TEXT, "label": "0"}, 1),  # a name goes before an id
+    (spec("multilabel"), {**TEXT, "labels": ["2", "yes"]}, (1, 2)),
+    (spec("tag"), {"tokens": ["a", "b"], "tags": ["yes", "0"]}, (1, 0)),
     (spec("pair"), {**TEXT, "text_pair": 7, "label": 0}, 0),
     (spec("multilabel"), {**TEXT, "labels": ["maybe", 0, 2]}, (0, 2)),
     (spec("multilabel"), {**TEXT, "labels": []}, ()),
@@ -60,6 +66,22 @@ BAD = [
         "label -1: the row has no answer. Is this the unlabelled test split",
     ),
     (spec("classify"), {**TEXT, "label": None}, "label None: the row has no answer"),
+    (spec("classify"), {**TEXT, "label": "-1"}, "label '-1': the row has no answer"),
+    (spec("classify"), {**TEXT, "label": float("nan")}, "label nan: the row has no answer"),
+    (spec("classify"), {**TEXT, "label": "3"}, r"label '3' is outside 0\.\.2 .*Known: maybe, no, yes"),
+    (
+        spec("classify"),
+        {**TEXT, "label": ["yes"]},
+        r"label: expected one label, found \['yes'\] .list.*multilabel",
+    ),
+    (spec("classify", fields={"label": "a.b"}), {**TEXT, "a": None}, "label None: the row has no answer"),
+    (
+        spec("classify", fields={"label": "a.b"}),
+        {**TEXT, "a": "x"},
+        "label: 'a.b': .*with 'b', found 'x' .str",
+    ),
+    (spec("classify", fields={"text": "a.b"}), {"a": None, "label": 0}, "text: expected text, found None"),
+    (spec("choose", fields={"choices": ["a", "b"]}), {"question": "q", "a": "x"}, "choices: no column 'b'"),
     (
         spec("classify"),
         {**TEXT, "label": "yess"},
@@ -86,6 +108,7 @@ BAD = [
     ),
     (spec("regress"), {**TEXT, "score": "high"}, "score: expected a number, found 'high'"),
     (spec("regress"), {**TEXT, "score": float("nan")}, "score: expected a number, found nan"),
+    (spec("regress"), {**TEXT, "score": 10**400}, "score: expected a number, found 1000"),
     (
         spec("regress", score_range=(0, 5)),
         {**TEXT, "score": -1.0},
@@ -105,6 +128,14 @@ BAD = [
     ),
     (spec("span"), {**SPAN, "answers": {"text": ["cd"], "answer_start": []}}, "answers: expected"),
     (spec("span"), {**SPAN, "answers": "cd"}, "answers: expected"),
+    *(
+        (
+            spec("span"),
+            {**SPAN, "answers": {"text": ["cd"], "answer_start": [start]}},
+            "answers: answer_start: expected a character's number, found",
+        )
+        for start in ("3", 3.0, None, [3], True)
+    ),
     (spec("generate"), {**TEXT, "target": []}, "has no answer"),
 ]
 
@@ -125,8 +156,9 @@ def test_a_bad_row_is_refused_with_the_field_and_the_value(task, row, message):
 
 
 def test_rows_to_predict_need_no_answer_and_a_hidden_one_counts_as_none():
-    for row in ({**TEXT}, {**TEXT, "label": -1}, {**TEXT, "label": None}):
-        assert example(spec("classify"), row, 0, needs_target=False).target is None
+    for label in (-1, "-1", None, "", float("nan")):
+        assert example(spec("classify"), {**TEXT, "label": label}, 0, needs_target=False).target is None
+    assert example(spec("classify"), TEXT, 0, needs_target=False).target is None
     with pytest.raises(DataError, match="label: no column 'label'"):
         example(spec("classify"), TEXT, 0)
 
@@ -148,6 +180,9 @@ def test_an_optional_input_is_left_out_when_the_row_does_not_have_it():
         ("classify", "label", ["b", "a", "b", None], ("a", "b")),
         ("classify", "label", [10, 9, 2.0], ("2", "9", "10")),
         ("classify", "label", [True, False], ("False", "True")),
+        ("classify", "label", ["b", float("nan"), "a"], ("a", "b")),
+        ("classify", "label", ["1.0", "0.0", "0"], ("0", "1")),
+        ("classify", "label", ["007", "8"], ("007", "8")),
         ("multilabel", "labels", [["x"], [], ["y", "x"]], ("x", "y")),
         ("tag", "tags", [["B-a", "O"], ["I-a"]], ("O", "B-a", "I-a")),
     ],
@@ -172,6 +207,7 @@ def test_labels_that_are_numbers_read_from_the_data_map_back_to_themselves():
         ([0.5, 1.0], "0.5 is a fraction, not a label"),
         ([f"word {i}" for i in range(1001)], "1,001 different values are no list of labels"),
         ([None, ""], "no label in the train rows"),
+        (["a", ["a"]], r"label: expected one label, found \['a'\] .list.* use kind: multilabel"),
     ],
 )
 def test_columns_that_cannot_be_labels_are_refused(values, message):

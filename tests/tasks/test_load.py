@@ -77,7 +77,7 @@ def test_a_yaml_list_and_a_pattern_give_several_tasks(tmp_path):
     (tmp_path / "t/b.yaml").write_text("{name: b, kind: regress, source: ../x.csv}")
 
     assert load("t/b.yaml", tmp_path)[0].source == str(tmp_path / "t/../x.csv")
-    with pytest.raises(RecipeError, match=r"a.yaml: task 2:\n  use: .*its `use` leads back to itself"):
+    with pytest.raises(RecipeError, match=r"\*.yaml:\n  .*a.yaml: task 2: use: .*its `use` leads back"):
         load("t/*.yaml", tmp_path)
     (tmp_path / "t/a.yaml").write_text(
         "- {name: a, kind: regress, source: x.csv}\n- {use: b.yaml, name: c}\n"
@@ -211,6 +211,48 @@ def test_a_folder_that_no_kind_fits_is_refused_in_one_line(tmp_path, kind, messa
     with pytest.raises(MtnlpError, match=message) as caught:
         load(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_all_that_a_pattern_matches_in_vain_is_told_at_once(tmp_path):
+    folder(tmp_path / "t/a")
+    folder(tmp_path / "t/b", task_type="retrieval")
+    folder(tmp_path / "t/c", task_type="clasification")
+    (tmp_path / "t/d.yaml").write_text("{name: d, kind: classify}")
+
+    with pytest.raises(RecipeError) as caught:
+        load("t/*", tmp_path)
+
+    assert [problem.split(": ")[0].removeprefix(f"{tmp_path}/t/") for problem in caught.value.problems] == [
+        "b",
+        "c/meta.json",
+        "d.yaml",
+        "A pattern takes all that it matches, here 4; list those that are wanted instead.",
+    ]
+
+
+@pytest.mark.parametrize("entry", ["t/snt", "./t/snt", "{}/t/snt", "t/sent.yml", "sent.yaml"])
+def test_a_mistyped_path_is_compared_with_what_stands_beside_it(tmp_path, entry):
+    (tmp_path / "sent.yml").touch()
+    folder(tmp_path / "t/sent")
+
+    with pytest.raises(
+        MtnlpError, match=r"does not exist\. Did you mean 'sent(\.yml)?'\? Known: sent\.yml|sent"
+    ):
+        load(entry.format(tmp_path), tmp_path)
+    with pytest.raises(MtnlpError, match=r"The folder '.*nowhere' does not exist either"):
+        load("./nowhere/sent", tmp_path)
+
+
+@pytest.mark.parametrize("size", range(1, 12))
+def test_a_small_natural_instructions_file_has_no_empty_split_and_always_train(tmp_path, size):
+    for first in (0, 20, 40):
+        instances = NATURAL["Instances"][first : first + size]
+        (tmp_path / "few.json").write_text(json.dumps({**NATURAL, "Instances": instances}))
+
+        [spec] = load("few.json", tmp_path)
+
+        assert "train" in spec.source and all(spec.source.values())
+        assert sum(map(len, spec.source.values())) == size
 
 
 def test_a_natural_instructions_file_gives_definition_examples_and_fixed_splits(tmp_path):
