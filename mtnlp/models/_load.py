@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -62,7 +63,7 @@ def _place(name: str) -> str:
     """Where `name` is: a folder or a hub id."""
     if name in ALIASES:
         return str(_packaged() or MINILM_HUB)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.exists():
         return str(path)
     if name.startswith((".", "/", "~")):

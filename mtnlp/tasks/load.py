@@ -43,7 +43,7 @@ def load(entry: str, base: Path | str = ".") -> list[TaskSpec]:
         return [tasks.get(entry)]
     if pattern and (names := fnmatch.filter(tasks.names(), entry)):
         return [tasks.get(name) for name in names]
-    paths = sorted(_glob(base, entry)) if pattern else [base / Path(entry).expanduser()]
+    paths = sorted(_glob(base, entry)) if pattern else [base / Path(os.path.expanduser(entry))]
     paths = [path for path in paths if os.path.exists(path)]  # Path's own raises on a name that is too long
     if not paths and entry in tasks.names():
         return [tasks.get(entry)]
@@ -101,14 +101,14 @@ _NEEDED = {
 
 
 def _glob(base: Path, entry: str) -> list[Path]:
-    anchor = Path(entry).expanduser()
+    anchor = Path(os.path.expanduser(entry))
     base = Path(anchor.anchor) if anchor.is_absolute() else base
     return list(base.glob(str(anchor.relative_to(anchor.anchor))))
 
 
 def _near(entry: str, base: Path) -> str:
     """What stands in the folder that a path leads to; registered names if it is no path."""
-    path = base / Path(entry).expanduser()
+    path = base / Path(os.path.expanduser(entry))
     if os.path.isdir(path.parent) and ("/" in entry or path.suffix in (".yaml", ".yml", ".json")):
         return did_you_mean(path.name, os.listdir(path.parent))
     if entry.startswith((".", "~", "/")):
@@ -196,7 +196,7 @@ def _based(source: Any, base: Path) -> Any:
         return {split: _based(value, base) for split, value in source.items()}
     if not isinstance(source, str) or source.startswith(REMOTE):
         return source
-    return str(base / Path(source).expanduser())
+    return str(base / Path(os.path.expanduser(source)))
 
 
 def _is(
