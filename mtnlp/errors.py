@@ -51,8 +51,12 @@ def shown(value: object, most: int = 60) -> str:
 def did_you_mean(name: str, known: Iterable[str], *, shown: int = 12) -> str:
     """The end of an "unknown name" message: the nearest known names, then some or all of them."""
     known = sorted(known)
+    listed = ", ".join(known[:shown]) + (f", ... ({len(known)} in all)" if len(known) > shown else "")
+    return f"{nearest(name, known)}Known: {listed}." if known else "None is known."
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A question with the nearest known names, to go before another sentence; empty where none is near."""
     lowered = {k.lower(): k for k in known}
     close = [lowered[match] for match in get_close_matches(str(name).lower(), lowered, n=3, cutoff=0.6)]
-    listed = ", ".join(known[:shown]) + (f", ... ({len(known)} in all)" if len(known) > shown else "")
-    hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return f"{hint}Known: {listed}." if known else f"{hint}None is known."
+    return f"Did you mean {' or '.join(map(repr, close))}? " if close else ""

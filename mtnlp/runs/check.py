@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 
 PROMPTS = 3  # shown
 REPEATS = 10.0  # epochs over a task's rows from which on it is worth a warning
-ACTIVATIONS = (
-    22  # stored values per token, layer and unit of width; measured on a BERT-like encoder with adapters
-)
+# Stored values per token, layer and unit of width; measured on a BERT-like encoder with adapters.
+ACTIVATIONS = 22
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,7 @@ class CheckReport:
     steps: int
     tasks: tuple[TaskCheck, ...]
     memory: Mapping[str, float]  # GiB
-    prompts: tuple[tuple[str, str, str], ...] = field(
-        default=()
-    )  # task, what the model reads, what it should answer
+    prompts: tuple[tuple[str, str, str], ...]  # task, what the model reads, what it should answer
 
     def print(self, console: Console | None = None) -> None:
         """Tables on a rich console."""
@@ -218,11 +215,9 @@ def _labels_in(data: TaskData, split: str) -> Counter:
 
 
 def _unused_splits(data: TaskData) -> list[str]:
-    return (
-        []
-        if set(data.splits) & {"validation", "test"}
-        else ["no validation or test split: it will be trained and never scored."]
-    )
+    if set(data.splits) & {"validation", "test"}:
+        return []
+    return ["no validation or test split: it will be trained and never scored."]
 
 
 def _prompts(plan: Plan, encoder: Encoder) -> Iterable[tuple[str, str, str]]:

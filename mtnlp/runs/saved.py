@@ -97,6 +97,11 @@ def load(run: Path | str, *, trust_remote_code: bool = False) -> Model:
     Raises:
         MtnlpError: no run folder, an unfinished or damaged one.
     """
+    return _live(_finished(run), trust_remote_code=trust_remote_code)
+
+
+def _finished(run: Path | str) -> tuple[RunFolder, Recipe, tuple[TaskSpec, ...]]:
+    """A run folder, its recipe, with what that imports, and its tasks. MtnlpError if it is unfinished."""
     folder = RunFolder(Path(run))
     recipe, specs = folder.read_recipe(), folder.read_specs()
     for path in (folder.results, folder.weights):  # weights are kept at every best evaluation
@@ -105,9 +110,15 @@ def load(run: Path | str, *, trust_remote_code: bool = False) -> Model:
             raise MtnlpError(
                 f"{run} holds no {path.name}: its training has not finished. Go on with `{again}`."
             )
-    from mtnlp.train.checkpoint import read_table  # with torch: what is wrong so far is told in no time
+    if problems := load_imports(recipe):
+        raise RecipeError(folder.recipe, problems)
+    return folder, recipe, specs
 
-    _load_imports(folder, recipe)
+
+def _live(found: tuple[RunFolder, Recipe, tuple[TaskSpec, ...]], *, trust_remote_code: bool) -> Model:
+    from mtnlp.train.checkpoint import read_table  # with torch: what is wrong before is told in no time
+
+    folder, recipe, specs = found
     accelerator = assemble.build_accelerator(recipe)
     backbone = assemble.build_backbone(recipe, trust_remote_code=trust_remote_code)
     encoder = assemble.encoder_for(recipe, backbone.tokenizer, backbone.family)
@@ -136,11 +147,10 @@ def evaluate_run(
     from mtnlp.bench.evaluate import Report, evaluate
 
     started = time.perf_counter()
-    folder = RunFolder(Path(run))
-    recipe, specs = folder.read_recipe(), {spec.name: spec for spec in folder.read_specs()}
-    _load_imports(folder, recipe)
-    opened = _opened_all(recipe, _wanted(specs, tasks), split, limit, where=folder.path)
-    model = load(run, trust_remote_code=trust_remote_code)
+    folder, recipe, specs = found = _finished(run)
+    wanted = _wanted({spec.name: spec for spec in specs}, tasks)
+    opened = _opened_all(recipe, wanted, split, limit, where=folder.path)
+    model = _live(found, trust_remote_code=trust_remote_code)
     index = {name: i for i, name in enumerate(model.tasks)}
     questions = {index[data.spec.name]: questions_of(data, split, most=limit) for data in opened}
     targets = {index[data.spec.name]: train_targets(data) for data in opened}
@@ -170,11 +180,6 @@ def _chosen(tasks: Mapping[str, TaskSpec], name: str) -> str:
     if name not in tasks:
         raise MtnlpError(f"No task of this run is called {shown(name)}. {did_you_mean(name, tasks)}")
     return name
-
-
-def _load_imports(folder: RunFolder, recipe: Recipe) -> None:
-    if problems := load_imports(recipe):
-        raise RecipeError(folder.recipe, problems)
 
 
 def _opened_all(
@@ -223,7 +228,7 @@ def _question(spec: TaskSpec, row: Mapping[str, Any], index: int, place: str) ->
     """A row without its answer: in the source's columns if it has all that it needs, else in the task's."""
     if not isinstance(row, Mapping):
         fields = ", ".join(f"{name!r}: ..." for name in spec.parts.inputs)
-        raise DataError(f"{place}: expected a mapping of fields like {{{fields}}}, found {row!r:.60}.")
+        raise DataError(f"{place}: expected a mapping of fields like {{{fields}}}, found {shown(row)}.")
     row = {str(name): value for name, value in row.items()}
     fields = {**spec.fields, spec.parts.target: _NO_COLUMN}
     if check_columns(spec, list(row), needs_target=False):
