@@ -369,7 +369,18 @@ Classify.loss = loss
 
 
 def start(lab, *args, **variables):
-    """A command line in a process of its own, in the lab."""
+    """A command line in a process of its own, in the lab; it hears Ctrl-C, wherever the tests were started.
+
+    What a shell starts in the background ignores SIGINT, and so would its children.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # becomes the child's default
+    try:
+        return _process(lab, args, variables)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _process(lab, args, variables):
     return subprocess.Popen(
         [sys.executable, "-m", "mtnlp", *map(str, args)],
         cwd=lab,
