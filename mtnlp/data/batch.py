@@ -8,12 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 IGNORED = -100  # the label of a position that no loss looks at
+
+
+class Block(NamedTuple):
+    """Sequences of nearly equal length that lie one after the other in a flat stream of tokens.
+
+    length, target_length: what each is padded to in the stream of sources, and in that of text targets (0 where
+    there is none).
+    """
+
+    sequences: int
+    length: int
+    target_length: int = 0
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mtnlp.data.batch import Block
 from mtnlp.errors import MtnlpError
 
 if TYPE_CHECKING:
@@ -20,17 +21,56 @@ if TYPE_CHECKING:
     from mtnlp.strategies._bank import Bank
 
 
+class Part(NamedTuple):
+    """Tokens start..stop-1 of a layer's input: sequences of one length, each with its row."""
+
+    start: int
+    stop: int
+    rows: Tensor  # (n,) int64, position among the live tasks; stop - start is a multiple of n
+
+
 class Routing:
     """Which live row every sequence of the batch belongs to; one object for all layers of a strategy.
 
     Set before a forward and valid until its backward has run (gradient checkpointing runs the forward again).
+    A batch comes padded, (S, L, ...), or flat, (1, N, ...): the sequences of `blocks`, one after the other.
     """
 
     def __init__(self) -> None:
         self.rows: Tensor | None = None  # (S,) int64, position among the live tasks
         self.only: int | None = None  # the position that all S sequences share, None when they differ
-        self.mask: Tensor | None = None  # (S, L) attention mask, for statistics over tokens
-        self.target_mask: Tensor | None = None  # (S, Lt) the same for the decoder of an encoder-decoder
+        self.mask: Tensor | None = None  # (S, L) or (1, N) attention mask, for statistics over tokens
+        self.target_mask: Tensor | None = None  # the same for the decoder of an encoder-decoder
+        self._parts: dict[int, list[Part]] = {}  # tokens of a flat stream -> its parts; none = padded
+
+    def lay_out(self, blocks: Sequence[Block]) -> None:
+        """Say how the sequences of a flat batch lie in its streams; () = the batch is padded.
+
+        The streams of sources and of targets are told apart by their number of tokens, so these must differ.
+        """
+        streams = [[block.length for block in blocks], [block.target_length for block in blocks]]
+        totals = [
+            sum(block.sequences * length for block, length in zip(blocks, lengths)) for lengths in streams
+        ]
+        assert not blocks or totals[0] != totals[1], "source and target streams are of equal length"
+        self._parts = {}
+        for total, lengths in zip(totals, streams):
+            token = sequence = 0
+            for block, length in zip(blocks, lengths):
+                rows = self.rows[sequence : sequence + block.sequences]
+                stop = token + block.sequences * length
+                if stop > token:
+                    self._parts.setdefault(total, []).append(Part(token, stop, rows))
+                token, sequence = stop, sequence + block.sequences
+
+    def parts(self, x: Tensor) -> list[Part]:
+        """The parts of a layer's input x, (S, ..., I) padded or (1, N, I) flat, seen as (tokens, I).
+
+        A padded batch is one part; its rows are repeated if the backbone expanded it (beams)."""
+        tokens = x.numel() // x.shape[-1]
+        if self._parts:
+            return self._parts[tokens]
+        return [Part(0, tokens, self.rows_for(len(x)))]
 
     def rows_for(self, sequences: int) -> Tensor:
         """(sequences,) rows; each repeated if the backbone expanded the batch (beams: repeat_interleave)."""
@@ -79,19 +119,23 @@ class Strategy(nn.Module, ABC):
         *,
         tasks: Sequence[int] | None = None,
         target_mask: Tensor | None = None,
+        blocks: Sequence[Block] = (),
     ) -> None:
         """Tell the layers whose rows the next batch holds.
 
         Args:
-            task_ids: (S,) task indices, all of them live.
+            task_ids: (S,) task indices, all of them live; of a flat batch in the order of its stream.
             mask: (S, L) attention mask; target_mask: (S, Lt), 1 on real target tokens of an encoder-decoder.
+                Of a flat batch: (1, N) and (1, Nt).
             tasks: the different task indices in task_ids, where known; spares the device a sync.
+            blocks: of a flat batch, how its sequences lie in the stream; () = padded.
         """
         tasks = task_ids.unique().tolist() if tasks is None else tasks
         bank, routing = self.bank, self.routing
         routing.mask, routing.target_mask = mask, target_mask
         routing.rows = task_ids if bank is None else bank.position(task_ids)
         routing.only = bank.live.index(tasks[0]) if bank is not None and len(tasks) == 1 else None
+        routing.lay_out(blocks)
 
     def aux_loss(self) -> Tensor | None:
         """() extra loss of the batch just seen (a router's load balance), already scaled; None = nothing."""

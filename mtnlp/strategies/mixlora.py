@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtnlp import strategies
+from mtnlp.data.batch import Block
 from mtnlp.strategies._bank import generator_for
 from mtnlp.strategies._lora import (
     Replacement,
@@ -106,8 +107,9 @@ class MixLora(Strategy):
         *,
         tasks: Sequence[int] | None = None,
         target_mask: Tensor | None = None,
+        blocks: Sequence[Block] = (),
     ) -> None:
-        super().select(task_ids, mask, tasks=tasks, target_mask=target_mask)
+        super().select(task_ids, mask, tasks=tasks, target_mask=target_mask, blocks=blocks)
         for router in self._routers:
             router.balance = None
 
