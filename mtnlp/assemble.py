@@ -1,5 +1,6 @@
 """Plan -> the live parts of a run. The only file that knows every room.
 
+settle(recipe)                         -> Recipe, Engine  what was left open chosen by measurement
 build_model(recipe, specs, backbone)   -> MultitaskModel  backbone + strategy + heads
 encoder_for(recipe, tokenizer, family) -> Encoder         how rows become tokens
 build_run(plan, backbone, ...)         -> Run             + mixture, balancer, optimizer
@@ -7,8 +8,9 @@ build_run(plan, backbone, ...)         -> Run             + mixture, balancer, o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,8 @@ from mtnlp.resolve import Plan, phases_of, total_steps
 from mtnlp.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from accelerate import Accelerator
 
     from mtnlp.balancers.base import Balancer
@@ -27,7 +31,81 @@ if TYPE_CHECKING:
     from mtnlp.data.store import TokenStore
     from mtnlp.models.backbone import Backbone
     from mtnlp.models.multitask import MultitaskModel
+    from mtnlp.models.trunk import TrunkCache
+    from mtnlp.train.engine import Engine
     from mtnlp.train.loop import Run
+
+
+# What it computes with.
+
+
+def settle(recipe: Recipe) -> tuple[Recipe, Engine]:
+    """The recipe with all that it leaves open of its engine chosen for this machine, and that engine.
+
+    Chosen on the first rank for all of them. A settled recipe comes back as it is, and nothing is measured.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    from mtnlp.train.engine import Wanted, choose, usable_threads
+
+    train, state = recipe.train, PartialState(cpu=_on_cpu())
+    wanted = Wanted(recipe.model.attention, train.precision, train.matmul)
+    found = [None]
+    if state.is_main_process:
+        found = [choose(wanted, device=state.device.type, length=recipe.model.max_length)]
+    (chosen,) = broadcast_object_list(found)
+    engine = replace(chosen, threads=train.threads or usable_threads())
+    names = {name: getattr(engine, name) for name in ("attention", "precision", "matmul")}
+    return closed(recipe, **names), engine
+
+
+def closed(recipe: Recipe, *, attention: str, precision: str, matmul: str) -> Recipe:
+    """The recipe with these in the place of what it leaves open."""
+
+    def close(section: Any, **values: str) -> Any:
+        return section.model_copy(
+            update={name: value for name, value in values.items() if getattr(section, name) == "auto"}
+        )
+
+    model = close(recipe.model, attention=attention)
+    train = close(recipe.train, precision=precision, matmul=matmul)
+    return recipe.model_copy(update={"model": model, "train": train})
+
+
+def keep_trunk(run: Run, stores: Sequence[TokenStore], path: Path) -> TrunkCache:
+    """Keep what the frozen lower blocks of a run's network compute, in a file; see `models.trunk`.
+
+    Raises:
+        MtnlpError: no block is frozen from the bottom on.
+    """
+    import torch
+
+    from mtnlp.models.trunk import TrunkCache
+
+    dtype = torch.bfloat16 if run.accelerator.mixed_precision == "bf16" else torch.float32
+    tokens = sum(int(store["token_counts"].sum()) for store in stores)
+    run.model.trunk = TrunkCache(run.model.backbone, path, tokens=tokens, dtype=dtype)
+    return run.model.trunk
+
+
+def build_accelerator(recipe: Recipe, **options: Any) -> Accelerator:
+    """Device, precision and collectives of this process.
+
+    Without an accelerator the processes of a launch meet on their CPUs, which Accelerate does only when told.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
+    precision = {"fp32": "no", "bf16": "bf16"}[settle(recipe)[0].train.precision]
+    return Accelerator(mixed_precision=precision, cpu=_on_cpu(), **options)
+
+
+def _on_cpu() -> bool:
+    import torch
+
+    return not torch.accelerator.is_available()
 
 
 # Models.
@@ -43,7 +121,11 @@ def build_backbone(recipe: Recipe, *, trust_remote_code: bool = False) -> Backbo
 
     model = recipe.model
     backbone = Backbone.load(
-        model.backbone, revision=model.revision, family=model.family, trust_remote_code=trust_remote_code
+        model.backbone,
+        revision=model.revision,
+        family=model.family,
+        attention=model.attention,
+        trust_remote_code=trust_remote_code,
     )
     check_backbone(recipe, backbone.family, backbone.max_length)
     return backbone
@@ -84,12 +166,14 @@ def build_model(recipe: Recipe, specs: Sequence[TaskSpec], backbone: Backbone) -
     """Backbone + strategy + one head per task (encoders only). Fresh weights depend on (seed, task name).
 
     Raises:
-        MtnlpError: a task that this backbone cannot do.
+        MtnlpError: a task that this backbone cannot do, or a trunk to keep where none is frozen.
     """
     import torch
 
     from mtnlp import heads
     from mtnlp.data.shuffle import key_of
+    from mtnlp.kernels.dropout import speed_up
+    from mtnlp.models import trunk
     from mtnlp.models.multitask import MultitaskModel
 
     names = [spec.name for spec in specs]
@@ -104,7 +188,11 @@ def build_model(recipe: Recipe, specs: Sequence[TaskSpec], backbone: Backbone) -
             made[spec.name] = heads.for_kind(spec.kind)(
                 backbone.width, spec, pooling=recipe.model.pooling, dropout=recipe.model.head_dropout
             )
-    return MultitaskModel(backbone, strategy, made, names)
+    if recipe.train.cache_trunk:
+        trunk.require(backbone)
+    model = MultitaskModel(backbone, strategy, made, names)
+    speed_up(model)
+    return model
 
 
 def build_balancer(recipe: Recipe, model: MultitaskModel) -> Balancer:
@@ -136,20 +224,29 @@ def build_predictor(
     recipe: Recipe, model: MultitaskModel, encoder: Encoder, accelerator: Accelerator
 ) -> Predictor:
     """What asks the model."""
-    import torch
-
     from mtnlp.bench.predict import Predictor
 
-    # Not accelerator.autocast, which asks for the precision of the process's latest accelerator.
-    bf16, device = accelerator.mixed_precision == "bf16", accelerator.device
+    device, (_, engine) = accelerator.device, settle(recipe)
     return Predictor(
         model,
         encoder,
         device=device,
         max_tokens=2 * recipe.train.max_tokens,
         max_new_tokens=recipe.model.max_target_length,
-        autocast=partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=bf16),
+        autocast=partial(_computing, engine, device.type, bf16=accelerator.mixed_precision == "bf16"),
     )
+
+
+@contextmanager
+def _computing(engine: Engine, device: str, *, bf16: bool) -> Iterator[None]:
+    """Inside, torch computes as the engine says; the process may have had another one since it was made.
+
+    So it is not accelerator.autocast either, which asks for the precision of the latest accelerator.
+    """
+    import torch
+
+    with engine.applied(), torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
+        yield
 
 
 # Runs.
@@ -189,9 +286,12 @@ def build_run(
         max_tokens=settings.max_tokens,
         pad_id=encoder.pad_id,
         form=encoder.form,
+        flat=backbone.runs_flat and accelerator.device.type == "cpu",  # measured faster there
     )
     model = build_model(recipe, plan.specs, backbone) if model is None else model
     balancer = build_balancer(recipe, model)
+    if model.strategy.bank is not None:
+        model.strategy.bank.on_cpu = settings.bank_on_cpu
     place(model, balancer, accelerator)
     optimizer = Optimizer(
         model,
@@ -211,34 +311,6 @@ def build_run(
         seed=recipe.seed,
         row_name=lambda task, row: plan.data[task].rows("train").where(row),
     )
-
-
-def build_accelerator(recipe: Recipe, **options: Any) -> Accelerator:
-    """Device, precision and collectives of this process.
-
-    Without an accelerator the processes of a launch meet on their CPUs, which Accelerate does only when told.
-    """
-    import torch
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
-    return Accelerator(
-        mixed_precision=precision_of(recipe), cpu=not torch.accelerator.is_available(), **options
-    )
-
-
-def precision_of(recipe: Recipe) -> str:
-    """Accelerate's name of the precision: "bf16" or "no". auto = bf16 where the hardware multiplies in it."""
-    import torch
-
-    if recipe.train.precision != "auto":
-        return {"fp32": "no", "bf16": "bf16"}[recipe.train.precision]
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    # A private name: without it the safe choice.
-    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return "bf16" if fast() else "no"
 
 
 @dataclass(frozen=True)

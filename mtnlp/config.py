@@ -86,6 +86,7 @@ class ModelSection(Section):
 
     backbone: alias (`minilm`, `minilm-seq2seq`), hub id or folder; revision: of the hub id.
     family: encoder (a head per task), encoder-decoder or decoder (text to text); auto = as its config says.
+    attention: an implementation of transformers, default = its own choice, auto = the faster one here.
     strategy: how tasks share the backbone. max_length, max_target_length: tokens. pooling: of encoder states.
     head_dropout: before every head.
     """
@@ -93,6 +94,7 @@ class ModelSection(Section):
     backbone: str = Field(min_length=1)
     revision: str | None = None
     family: Literal["auto", "encoder", "encoder-decoder", "decoder"] = "auto"
+    attention: str = Field("auto", min_length=1)
     strategy: SlotField = Slot(SLOTS["model", "strategy"])
     max_length: int = Field(128, ge=8)
     max_target_length: int = Field(64, ge=1)
@@ -105,7 +107,11 @@ class TrainSection(Section):
 
     steps or epochs: one of them; neither = 3 epochs over all rows of all tasks. examples_per_step: over all
     tasks and ranks. max_tokens: padded tokens of one micro-batch. warmup: a share of the steps (< 1) or a
-    number of steps. max_norm: clipping norm. precision: auto = bf16 where it is faster. checkpoint_every:
+    number of steps. max_norm: clipping norm. precision: auto = bf16 where it is faster. matmul: of float32
+    products, as torch calls it, auto = the faster one that is as exact. threads: of torch in each process,
+    None = its share of the cores. cache_trunk: keep what the frozen lower blocks compute for a row, on disk
+    in the run folder, so that later epochs skip them; their dropout is off then. bank_on_cpu: rows of single
+    tasks and their moments stay in main memory, only the live rows are on the device. checkpoint_every:
     steps, None = only at the end.
     """
 
@@ -119,6 +125,10 @@ class TrainSection(Section):
     weight_decay: float = Field(0.01, ge=0)
     max_norm: float = Field(1.0, gt=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    matmul: Literal["auto", "highest", "high", "medium"] = "auto"
+    threads: int | None = Field(None, ge=1)
+    cache_trunk: bool = False
+    bank_on_cpu: bool = False
     checkpoint_every: int | None = Field(None, ge=1)
 
     @model_validator(mode="before")

@@ -11,7 +11,6 @@ import math
 import os
 import sys
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,13 +138,19 @@ def named_tasks(recipe: Recipe) -> list[TaskSpec]:
 
 def _specs(recipe: Recipe, problems: list[str]) -> list[TaskSpec]:
     """The tasks of a recipe, each name once."""
-    base, specs = Path(recipe.base), []
+    base, specs, places = Path(recipe.base), {}, {}
     for i, entry in enumerate(recipe.tasks):
-        specs += _collect(problems, _entry, entry, base, f"tasks.{i}") or []
-    for name, times in Counter(spec.name for spec in specs).items():
-        if times > 1:
-            problems.append(f"tasks: {name} stands {times} times; give each task a name of its own.")
-    return list({spec.name: spec for spec in specs}.values())
+        place = f"tasks.{i} ({entry})" if isinstance(entry, str) else f"tasks.{i}"
+        for spec in _collect(problems, _entry, entry, base, f"tasks.{i}") or []:
+            specs[spec.name] = spec
+            places.setdefault(spec.name, []).append(place)
+    for name, found in places.items():
+        if len(found) > 1:
+            problems.append(
+                f"tasks: {len(found)} tasks are called {name}: {', '.join(found)}. Leave out all but one, or "
+                f"give each a name of its own: {{use: TASK, name: OTHER}}."
+            )
+    return list(specs.values())
 
 
 def _entry(entry: str | Mapping[str, Any], base: Path, where: str) -> list[TaskSpec]:

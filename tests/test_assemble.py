@@ -8,6 +8,7 @@ import torch
 
 from mtnlp import assemble, config
 from mtnlp.errors import RecipeError
+from mtnlp.train import timings
 
 
 def recipe(precision):
@@ -51,5 +52,15 @@ def test_all_that_does_not_fit_the_backbone_is_told_at_once_by_its_key():
     assert assemble.check_backbone(own, "encoder", 16) is None
 
 
-def test_auto_precision_is_a_precision():
-    assert assemble.precision_of(recipe("auto")) in ("no", "bf16")
+def test_a_settled_recipe_leaves_nothing_open_and_is_settled_for_good(monkeypatch):
+    monkeypatch.setattr(timings, "bf16_gain", lambda device, how: 2.0)
+
+    settled, engine = assemble.settle(recipe("auto"))
+    monkeypatch.setattr(timings, "bf16_gain", lambda device, how: 0.5)
+
+    assert (settled.model.attention, settled.train.precision, settled.train.matmul) == (
+        engine.attention, engine.precision, engine.matmul,
+    )  # fmt: skip
+    assert assemble.settle(settled)[0] == settled and settled.train.precision == "bf16"
+    assert assemble.build_accelerator(settled).mixed_precision == "bf16"
+    assert assemble.build_accelerator(recipe("auto")).mixed_precision == "no"

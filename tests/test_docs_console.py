@@ -34,12 +34,17 @@ from mtnlp.tasks.load import load
 
 STEPS = 2
 LESS = [f"train.steps={STEPS}", "train.examples_per_step=8", "eval.every=1", "eval.rows=4"]
+MEASURED = (
+    "adapters_batchsplit", "end_to_end", "loop_overhead", "optimizer", "peak", "plan", "real_tasks", "step",
+    "tables",
+)  # fmt: skip
 ELSEWHERE = {  # how a line begins that is not run here -> what holds it
     "source .venv/bin/activate": "nothing of ours: venv writes that file, and here mtnlp is on the path",
     "$(PYTEST)": "whoever runs this suite: it is what `make test` does after set-up",
     "python -m pytest tests/proofs": "a part of this suite",
     "accelerate launch --multi_gpu": "proofs/test_processes.py launches it, `replicated`",
     "accelerate launch --use_fsdp": "proofs/test_processes.py launches it, `sharded`",
+    **{f"python benchmarks/{name}.py": "test_benchmarks.py runs it with --quick" for name in MEASURED},
 }
 PUNCTUATION = "|<>;&()"
 MY_ROWS = ["Please call me back today.", "The invoice can wait.", "All printers are down!"]

@@ -9,9 +9,9 @@ import mtnlp
 
 PACKAGE = Path(mtnlp.__file__).parent
 FLOORS = {
-    "errors": 0, "registry": 0, "strict_yaml": 0, "overrides": 0,
+    "errors": 0, "registry": 0, "strict_yaml": 0, "overrides": 0, "memory": 0,
     "config": 1, "tasks": 1, "metrics": 1, "samplers": 1,
-    "data": 2,
+    "data": 2, "kernels": 2,
     "strategies": 3, "balancers": 3, "heads": 3,
     "models": 4,
     "train": 5, "bench": 5,
@@ -22,7 +22,7 @@ FLOORS = {
     "__init__": 10, "__main__": 10,
 }  # fmt: skip
 # On the ground floor files may build on each other, in this order.
-GROUND = ["errors", "registry", "strict_yaml", "overrides"]
+GROUND = ["errors", "memory", "registry", "strict_yaml", "overrides"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -20,6 +20,19 @@ VOCABULARY, PAD = 60, 0
 _IDS = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 2}
 _BLOCKS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def _bert2bert() -> tr.EncoderDecoderModel:
+    """Two BERTs, one of them with cross-attention."""
+    sizes = {**_IDS, **_BLOCKS, **_NO_DROPOUT, "max_position_embeddings": 64}
+    net = tr.EncoderDecoderModel(
+        encoder=tr.BertModel(tr.BertConfig(**sizes), add_pooling_layer=False),
+        decoder=tr.BertLMHeadModel(tr.BertConfig(**sizes, is_decoder=True, add_cross_attention=True)),
+    )
+    net.config.decoder_start_token_id, net.config.pad_token_id = 1, PAD
+    return net
+
+
 NETS = {
     "bert": (
         "encoder",
@@ -48,6 +61,7 @@ NETS = {
         "decoder",
         lambda: tr.LlamaForCausalLM(tr.LlamaConfig(**_IDS, **_BLOCKS, max_position_embeddings=64)),
     ),
+    "bert2bert": ("encoder-decoder", _bert2bert),
     "modernbert": (
         "encoder",
         lambda: tr.ModernBertModel(

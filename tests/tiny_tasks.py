@@ -88,11 +88,12 @@ def backbone(kind: str, folder: Path, *, dropout: float = 0.0) -> str:
 def recipe(
     path: str, tasks: Iterable[Mapping[str, Any]], *, strategy: Any = "lora-per-task", **train: Any
 ) -> dict[str, Any]:
-    """A recipe as plain data: uniform sampler, float32, no head dropout, and no clipping unless asked for."""
-    plain = {"lr": 1e-3, "precision": "fp32", "warmup": 1, "max_norm": 1e9, "steps": 4}
+    """A recipe as plain data: uniform sampler, float32, no head dropout, nothing left to measurement, and no
+    clipping unless asked for."""
+    plain = {"lr": 1e-3, "precision": "fp32", "matmul": "highest", "warmup": 1, "max_norm": 1e9, "steps": 4}
     return {
-        "model": {"backbone": path, "strategy": strategy, "head_dropout": 0.0, "max_length": 96,
-                  "max_target_length": 16},
+        "model": {"backbone": path, "attention": "eager", "strategy": strategy, "head_dropout": 0.0,
+                  "max_length": 96, "max_target_length": 16},
         "tasks": list(tasks),
         "sampler": "uniform",
         "train": plain | train,

@@ -8,25 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mtnlp.data.stream import Layout
+
 IGNORED = -100  # the label of a position that no loss looks at
-
-
-class Block(NamedTuple):
-    """Sequences of nearly equal length that lie one after the other in a flat stream of tokens.
-
-    length, target_length: what each is padded to in the stream of sources, and in that of text targets (0 where
-    there is none).
-    """
-
-    sequences: int
-    length: int
-    target_length: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,6 +63,8 @@ class Batch:
             L), aligned with input_ids (not shifted).
         task_ids: (S,) int64, index into the mixture's tasks; sorted ascending.
         slices: one per task in the batch, in the order of task_ids.
+        targets_apart: labels are sequences of their own, as those of an encoder-decoder.
+        layout: how to run it as flat streams of tokens, None = padded.
     """
 
     input_ids: Tensor
@@ -81,24 +73,34 @@ class Batch:
     labels: Tensor | None
     task_ids: Tensor
     slices: tuple[TaskSlice, ...]
+    targets_apart: bool = False
+    layout: Layout | None = None
 
     @property
     def useful_tokens(self) -> int:
-        return int(self.attention_mask.sum())
+        """Real tokens, those of separate targets among them."""
+        targets = int((self.labels != IGNORED).sum()) if self.targets_apart else 0
+        return int(self.attention_mask.sum()) + targets
 
     @property
     def padded_tokens(self) -> int:
-        return self.input_ids.numel()
+        """Tokens that the network runs."""
+        if self.layout is not None:
+            return self.layout.tokens
+        return self.input_ids.numel() + (self.labels.numel() if self.targets_apart else 0)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`."""
+        return _moved(self, device)
 
-        def moved(item):
-            changes = {
-                f.name: value.to(device, non_blocking=True)
-                for f in dataclasses.fields(item)
-                if isinstance(value := getattr(item, f.name), Tensor)
-            }
-            return dataclasses.replace(item, **changes)
 
-        return dataclasses.replace(moved(self), slices=tuple(moved(part) for part in self.slices))
+def _moved(item: Any, device: torch.device | str) -> Any:
+    """`item` with every tensor in it, and in its parts, on `device`."""
+    if isinstance(item, Tensor):
+        return item.to(device, non_blocking=True)
+    if isinstance(item, tuple):
+        return tuple(_moved(part, device) for part in item)
+    if dataclasses.is_dataclass(item):
+        parts = {field.name: _moved(getattr(item, field.name), device) for field in dataclasses.fields(item)}
+        return dataclasses.replace(item, **parts)
+    return item

@@ -13,11 +13,14 @@ import torch
 from mtnlp.data.batch import IGNORED, Batch, TaskSlice
 from mtnlp.data.cut import cut
 from mtnlp.data.store import TokenStore
+from mtnlp.data.stream import lay_out
 
 Part = tuple[int, TokenStore, np.ndarray]
 
 
-def collate(parts: Sequence[Part], *, pad_id: int, form: str, generate: bool = False) -> Batch:
+def collate(
+    parts: Sequence[Part], *, pad_id: int, form: str, generate: bool = False, blocks: np.ndarray | None = None
+) -> Batch:
     """One batch of rows of several tasks.
 
     Args:
@@ -25,6 +28,7 @@ def collate(parts: Sequence[Part], *, pad_id: int, form: str, generate: bool = F
         pad_id: token id of padding.
         form: "encoder", "encoder-decoder" or "decoder", as the stores were encoded.
         generate: prompts only, without labels; a decoder's are padded on the left.
+        blocks: (rows of all parts,) the block of each example, from 0, to lay the batch out as flat streams.
     """
     places = [_Places(store, rows, prompts_only=generate and form == "decoder") for _, store, rows in parts]
     bounds = np.cumsum([0, *(len(own.lengths) for own in places)])
@@ -49,13 +53,24 @@ def collate(parts: Sequence[Part], *, pad_id: int, form: str, generate: bool = F
         )
         for (task, store, rows), own, low, high in zip(parts, places, bounds[:-1], bounds[1:], strict=True)
     )
+    apart = form == "encoder-decoder" and not generate
+    layout = labels = None
+    if blocks is not None:
+        of_sequence = np.repeat(blocks, np.concatenate([store.sequences[rows] for _, store, rows in parts]))
+        layout = lay_out(of_sequence, lengths, _target_counts(parts, places) if apart else None)
+    if apart:
+        labels = _targets(parts, places, layout.target.width if layout else 0)
+    elif form == "decoder" and not generate:
+        labels = _scored(parts, places, ids, mask)
     return Batch(
         input_ids=torch.from_numpy(ids),
         attention_mask=torch.from_numpy(mask.astype(np.int64)),
         token_type_ids=_types(parts, places, mask),
-        labels=None if generate or form == "encoder" else _labels(parts, places, ids, mask, form),
+        labels=labels,
         task_ids=torch.from_numpy(np.repeat([task for task, _, _ in parts], np.diff(bounds))),
         slices=slices,
+        targets_apart=apart,
+        layout=layout,
     )
 
 
@@ -134,21 +149,34 @@ def _types(parts: Sequence[Part], places: Sequence[_Places], mask: np.ndarray) -
     return torch.from_numpy(types)
 
 
-def _labels(
-    parts: Sequence[Part], places: Sequence[_Places], ids: np.ndarray, mask: np.ndarray, form: str
+def _scored(
+    parts: Sequence[Part], places: Sequence[_Places], ids: np.ndarray, mask: np.ndarray
 ) -> torch.Tensor:
-    if form == "decoder":
-        prompts = np.concatenate(
-            [store["prompt_lengths"][own.sequences] for (_, store, _), own in zip(parts, places, strict=True)]
-        )
-        scored = mask & (np.arange(mask.shape[1]) >= prompts[:, None])
-        return torch.from_numpy(np.where(scored, ids, IGNORED))
-    lengths, values = [], []
-    for (_, store, _), own in zip(parts, places, strict=True):
-        lengths.append(store["target_counts"][own.sequences].astype(np.int64))
-        values.append(store["target_tokens"][ragged(store.target_offsets[own.sequences], lengths[-1])])
-    sizes = np.concatenate(lengths)
-    return torch.from_numpy(_scattered(np.concatenate(values), sizes, max(1, int(sizes.max())), IGNORED))
+    """Labels of a decoder: the tokens after the prompts."""
+    prompts = np.concatenate(
+        [store["prompt_lengths"][own.sequences] for (_, store, _), own in zip(parts, places, strict=True)]
+    )
+    scored = mask & (np.arange(mask.shape[1]) >= prompts[:, None])
+    return torch.from_numpy(np.where(scored, ids, IGNORED))
+
+
+def _target_counts(parts: Sequence[Part], places: Sequence[_Places]) -> np.ndarray:
+    """(S,) tokens of the separate targets."""
+    return np.concatenate(
+        [store["target_counts"][own.sequences] for (_, store, _), own in zip(parts, places, strict=True)]
+    ).astype(np.int64)
+
+
+def _targets(parts: Sequence[Part], places: Sequence[_Places], least: int) -> torch.Tensor:
+    """Labels of an encoder-decoder, at least `least` wide."""
+    counts = _target_counts(parts, places)
+    ends = np.cumsum([len(own.sequences) for own in places])[:-1]
+    values = [
+        store["target_tokens"][ragged(store.target_offsets[own.sequences], sizes)]
+        for (_, store, _), own, sizes in zip(parts, places, np.split(counts, ends), strict=True)
+    ]
+    width = max(1, int(counts.max()), least)
+    return torch.from_numpy(_scattered(np.concatenate(values), counts, width, IGNORED))
 
 
 def _target(store: TokenStore, rows: np.ndarray, own: _Places, width: int) -> torch.Tensor | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 OVERHEAD = 64  # padded tokens that a batch costs on top of its own: launching one more forward and backward
+BLOCK_OVERHEAD = 6  # the same for one more block of a flat stream: its own attention in every layer
 
 
 def cut(
@@ -51,3 +54,26 @@ def cut(
         stretches.append((int(origin[count]), count))
         count = int(origin[count])
     return stretches[::-1]
+
+
+Stretch = tuple[int, int]
+
+
+def pack(stretches: Sequence[Stretch], tokens: Sequence[int], max_tokens: int) -> list[list[Stretch]]:
+    """Neighbouring stretches put together into as few batches of at most `max_tokens` as there can be.
+
+    Args:
+        stretches: from `cut`, in order; tokens: of each.
+
+    Returns:
+        The stretches of each batch, in order. The last batches are the full ones.
+    """
+    packed: list[list[Stretch]] = []
+    room = 0
+    for stretch, size in zip(reversed(stretches), reversed(tokens), strict=True):
+        if not packed or size > room:
+            packed.append([])
+            room = max_tokens
+        packed[-1].insert(0, stretch)
+        room -= size
+    return packed[::-1]

@@ -15,7 +15,7 @@ import numpy as np
 
 from mtnlp.data.batch import Batch
 from mtnlp.data.collate import collate, grouped
-from mtnlp.data.cut import cut
+from mtnlp.data.cut import BLOCK_OVERHEAD, cut, pack
 from mtnlp.data.plan import Quota, StepPlan
 from mtnlp.data.shuffle import key_of, mixed, permuted
 from mtnlp.data.store import TokenStore
@@ -37,6 +37,7 @@ class Mixture:
         max_tokens: most padded tokens of a micro-batch; an example that is larger alone gets its own.
         pad_id: token id of padding.
         form: "encoder", "encoder-decoder" or "decoder".
+        flat: lay micro-batches out as streams of tokens, for a network that runs them so.
 
     Raises:
         DataError: a task without rows.
@@ -53,6 +54,7 @@ class Mixture:
         max_tokens: int,
         pad_id: int,
         form: str,
+        flat: bool = False,
     ) -> None:
         empty = [name for name, store in zip(names, stores, strict=True) if not len(store)]
         if empty:
@@ -60,7 +62,7 @@ class Mixture:
                 f"No training rows in {', '.join(empty)}; every task of a mixture needs at least one."
             )
         self.names, self.stores, self.phases, self.seed = tuple(names), tuple(stores), tuple(phases), seed
-        self.max_tokens, self.pad_id, self.form = max_tokens, pad_id, form
+        self.max_tokens, self.pad_id, self.form, self.flat = max_tokens, pad_id, form, flat
         self.sizes = np.array([len(store) for store in stores], np.int64)
         self._quota = Quota(phases, examples_per_step=examples_per_step, seed=seed)
         self._keys = np.array([key_of("rows", seed, name) for name in names], np.uint64)
@@ -114,7 +116,25 @@ class Mixture:
         batches = []
         for low, high in pairwise(edges):
             own = mine[low:high]
-            for start, stop in reversed(cut(*sizes[:, own], max_tokens=max_tokens or self.max_tokens)):
-                parts = grouped(stores, task[own[start:stop]], rows[own[start:stop]])
-                batches.append(collate(parts, pad_id=self.pad_id, form=self.form))
+            for stretches in self._cut(sizes[:, own], max_tokens or self.max_tokens):
+                chosen = own[stretches[0][0] : stretches[-1][1]]
+                by_task = np.argsort(task[chosen], kind="stable")
+                blocks = np.repeat(np.arange(len(stretches)), [stop - start for start, stop in stretches])
+                batches.append(
+                    collate(
+                        grouped(stores, task[chosen], rows[chosen]),
+                        pad_id=self.pad_id,
+                        form=self.form,
+                        blocks=blocks[by_task] if self.flat else None,
+                    )
+                )
         return batches
+
+    def _cut(self, sizes: np.ndarray, max_tokens: int) -> list[list[tuple[int, int]]]:
+        """Micro-batches of the sorted examples with (3, M) sizes, longest first; each as its blocks."""
+        if not self.flat:
+            return [[stretch] for stretch in reversed(cut(*sizes, max_tokens=max_tokens))]
+        stretches = cut(*sizes, max_tokens=max_tokens, overhead=BLOCK_OVERHEAD)
+        lengths, sequences, targets = sizes
+        tokens = [int(sequences[a:b].sum() * (lengths[b - 1] + targets[a:b].max())) for a, b in stretches]
+        return pack(stretches, tokens, max_tokens)[::-1]

@@ -26,6 +26,7 @@ from mtnlp.samplers.base import Phase
 ONE = 1 << 30  # the unit interval in our units; also the number of steps after which v repeats
 GOLDEN = 663608853  # near ONE / golden ratio, with partial quotients of at most 3: v stays evenly spread
 SNAP = 1e-9  # K p_t this close to an integer is that integer
+AT_ONCE = 1 << 15  # floor sums in one call: enough to hide numpy's overhead, few enough for a cache
 
 
 @dataclass(frozen=True)
@@ -63,39 +64,52 @@ class Quota:
             raise MtnlpError(f"A sampler's phases must start at step 0 and ascend; these start at {starts}.")
         self.starts = np.array(starts, np.int64)
         self.shift = key_of("plan", seed) % ONE
-        self._edges = [np.cumsum(in_units(phase.rates, examples_per_step)) for phase in phases]
-        # Drawn before each phase; filled as far as asked.
-        self._before = [np.zeros(len(self._edges[0]), np.int64)]
-        self.examples_per_step = examples_per_step
+        self.tasks, self.examples_per_step = len(phases[0].rates), examples_per_step
+        units = [in_units(phase.rates, examples_per_step) for phase in phases]
+        self._live = [np.flatnonzero(own) for own in units]  # of each phase: the tasks that it draws,
+        self._edges = [np.cumsum([0, *own[live]]) for own, live in zip(units, self._live)]  # and their shares
+        self._latest = 0, np.zeros(self.tasks, np.int64)  # a step, and what was drawn before it
 
     def counts(self, step: int) -> np.ndarray:
         """(T,) int64 examples of each task in step `step`; they sum to examples_per_step."""
-        edges = self._edges[self._phase(step)]
-        turn = (self.shift + step * GOLDEN) % ONE
-        return np.diff(edges // ONE + (turn < edges % ONE), prepend=0)
+        phase = self._phase(step)
+        edges, turn = self._edges[phase], (self.shift + step * GOLDEN) % ONE
+        found = np.zeros(self.tasks, np.int64)
+        found[self._live[phase]] = np.diff(edges // ONE + (turn < edges % ONE))
+        return found
 
     def drawn(self, step: int) -> np.ndarray:
-        """(T,) int64 examples of each task in steps 0..step-1."""
-        phase = self._phase(step)
-        while len(self._before) <= phase:
-            last = len(self._before) - 1
-            self._before.append(self._before[last] + self._between(last, int(self.starts[last + 1])))
-        return self._before[phase] + self._between(phase, step)
+        """(T,) int64 examples of each task in steps 0..step-1: one addition after the step before, floor sums
+        after any other."""
+        latest, found = self._latest
+        if step == latest + 1:
+            found = found + self.counts(latest)
+        elif step != latest:
+            found = self._drawn(step)
+        self._latest = step, found
+        return found
 
     def _phase(self, step: int) -> int:
         if not 0 <= step < ONE:
             raise MtnlpError(f"Step {step} is outside 0..{ONE - 1}, the steps that a plan exists for.")
         return int(np.searchsorted(self.starts, step, side="right")) - 1
 
-    def _between(self, phase: int, stop: int) -> np.ndarray:
-        """Drawn from the start of `phase` to before `stop`: [v < r] = floor(x) - floor(x - r) summed over
-        steps."""
-        start, edges = int(self.starts[phase]), self._edges[phase]
-        first, steps = (self.shift + start * GOLDEN) % ONE, stop - start
-        below = floor_sum(steps, ONE, GOLDEN, np.array([first])) - floor_sum(
-            steps, ONE, GOLDEN, first - edges % ONE + ONE
-        )
-        return np.diff(steps * (edges // ONE) + below + steps, prepend=0)
+    def _drawn(self, step: int) -> np.ndarray:
+        """In a phase, [v < r] = floor(x) - floor(x - r) is summed over its steps. Only the second floor
+        counts: the first is the same for both edges of a task. Many phases go through one call together."""
+        starts = self.starts[: self._phase(step) + 1]
+        steps = np.diff(starts, append=step)
+        first = (self.shift + starts * GOLDEN) % ONE
+        found = np.zeros(self.tasks, np.int64)
+        sizes = np.array([len(edges) for edges in self._edges[: len(starts)]])
+        bounds = np.flatnonzero(np.diff(np.cumsum(sizes) // AT_ONCE)) + 1
+        for low, high in pairwise([0, *bounds.tolist(), len(starts)]):
+            edges, size = np.concatenate(self._edges[low:high]), sizes[low:high]
+            count, offset = np.repeat(steps[low:high], size), np.repeat(first[low:high], size)
+            placed = count * (edges // ONE) - floor_sum(count, ONE, GOLDEN, offset - edges % ONE + ONE)
+            within = np.delete(np.diff(placed), np.cumsum(size)[:-1] - 1)  # not from phase to phase
+            np.add.at(found, np.concatenate(self._live[low:high]), within)
+        return found
 
 
 def in_units(rates: np.ndarray, examples: int) -> np.ndarray:
@@ -122,19 +136,25 @@ def in_units(rates: np.ndarray, examples: int) -> np.ndarray:
     return units
 
 
-def floor_sum(count: int, modulus: int, slope: int, offset: np.ndarray) -> np.ndarray:
-    """sum of floor((slope * i + offset) / modulus) over i = 0..count-1, for (T,) offsets >= 0 at once; int64.
+def floor_sum(count: np.ndarray | int, modulus: int, slope: int, offset: np.ndarray) -> np.ndarray:
+    """sum of floor((slope * i + offset) / modulus) over i = 0..count-1, for (M,) offsets >= 0 and as many
+    counts, or one for all, at once; int64.
 
     Slope and modulus follow Euclid's algorithm whatever the offset is, so only counts and offsets are arrays.
     Needs count * slope + offset < 2^63.
     """
-    offset = np.asarray(offset, np.int64)
+    offset = np.array(offset, np.int64)
     counts, total = np.full(offset.shape, count, np.int64), np.zeros(offset.shape, np.int64)
     while True:
-        total += counts * (counts - 1) // 2 * (slope // modulus) + counts * (offset // modulus)
-        slope, offset = slope % modulus, offset % modulus
+        quotient, slope = divmod(slope, modulus)
+        whole = offset // modulus
+        offset -= whole * modulus  # half the price of %
+        total += counts * whole
+        if quotient:
+            total += counts * (counts - 1) // 2 * quotient
         last = slope * counts + offset
-        counts, offset = last // modulus, last % modulus
+        counts = last // modulus
+        offset = last - counts * modulus
         if not counts.any():
             return total
         slope, modulus = modulus, slope

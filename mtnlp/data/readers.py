@@ -14,14 +14,17 @@ import io
 import json
 import mmap
 import re
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mtnlp.errors import DataError, did_you_mean, shown
 
 Row = dict[str, Any]
+BLOCK = 1 << 24  # bytes searched for line ends at a time
 LISTS = ("data", "rows", "examples", "Instances")  # keys under which a JSON object may hold its rows
 CONLLU = ("id", "tokens", "lemmas", "upos", "xpos", "feats", "heads", "deprels", "deps", "misc")
 
@@ -58,19 +61,19 @@ def digest(path: Path) -> str:
 
 
 class JsonLines(Sequence):
-    """Rows of a JSON Lines file, parsed when they are asked for; empty lines do not count."""
+    """Rows of a JSON Lines file, parsed when they are asked for; empty lines do not count.
+
+    Attributes:
+        lines: number of each row's line, counted from 1.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        with path.open("rb") as file:
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
-        self._starts, self.lines = [], []
-        start = 3 if self._bytes[:3] == b"\xef\xbb\xbf" else 0
-        for number, stop in enumerate(_line_ends(self._bytes), start=1):
-            if self._bytes[start:stop].strip():
-                self._starts.append((start, stop))
-                self.lines.append(number)
-            start = stop + 1
+        self.path, found = path, path.stat()
+        self._version = found.st_ino, found.st_mtime_ns, found.st_size
+        self._edges = _line_starts(data := self._data())
+        blank = [line for line in _perhaps_blank(data, self._edges) if not self._line(data, line).strip()]
+        numbers = np.arange(1, len(self._edges))
+        self.lines: Sequence[int] = np.delete(numbers, blank) if blank else range(1, len(self._edges))
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -78,20 +81,39 @@ class JsonLines(Sequence):
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        start, stop = self._starts[index]
-        return _object(
-            _decoded(self._bytes[start:stop], self.path, self.lines[index]), self.path, self.lines[index]
-        )
+        number = int(self.lines[index])
+        return _object(_decoded(self._line(self._data(), number - 1), self.path, number), self.path, number)
+
+    def _data(self) -> bytes | mmap.mmap:
+        return _mapped(self.path, self._version)
+
+    def _line(self, data: bytes | mmap.mmap, line: int) -> bytes:
+        start, stop = self._edges[line : line + 2].tolist()
+        return data[start:stop].removesuffix(b"\n")
 
 
-def _line_ends(data: bytes | mmap.mmap) -> Iterator[int]:
-    stop = data.find(b"\n")
-    last = -1
-    while stop >= 0:
-        yield stop
-        last, stop = stop, data.find(b"\n", stop + 1)
-    if last + 1 < len(data):
-        yield len(data)
+@lru_cache(maxsize=64)
+def _mapped(path: Path, version: tuple[int, ...]) -> bytes | mmap.mmap:
+    """A file's content. Each mapping keeps the file open, so a thousand tasks take turns."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+
+
+def _line_starts(data: bytes | mmap.mmap) -> np.ndarray:
+    """(lines + 1,) int64: where each line starts, and where the last one ends."""
+    start = 3 if data[:3] == b"\xef\xbb\xbf" else 0
+    ends = [
+        np.flatnonzero(np.frombuffer(data[low : low + BLOCK], np.uint8) == ord("\n")) + low + 1
+        for low in range(0, len(data), BLOCK)
+    ]
+    edges = np.concatenate([[start], *ends]).astype(np.int64)
+    return edges if edges[-1] == len(data) else np.append(edges, len(data))
+
+
+def _perhaps_blank(data: bytes | mmap.mmap, edges: np.ndarray) -> list[int]:
+    """The lines that do not begin with what a row begins with."""
+    first = np.frombuffer(data, np.uint8)[edges[:-1]] if len(edges) > 1 else np.zeros(0, np.uint8)
+    return np.flatnonzero(first != ord("{")).tolist()
 
 
 def _json_lines(path: Path) -> tuple[Sequence[Row], Sequence[int]]:

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from mtnlp.errors import DataError
 from mtnlp.tasks.spec import Example, TaskSpec
 
 CHUNK = 2_000  # rows that are read, tokenised and written at a time
-RAGGED = {"seq_offsets": "sequences", "token_offsets": "token_counts", "target_offsets": "target_counts"}
 # What of a spec reaches the tokens; the rest may change without a new store.
 ENCODED = ("kind", "fields", "labels", "words", "instruction", "templates", "score_range")
 
@@ -49,16 +49,23 @@ class TokenStore:
         self._arrays, self.path = dict(arrays), path
         self.kind, self.form, self.classes = meta["kind"], meta["form"], meta["classes"]
         self.labelled = meta["labelled"]
-        for name, counts in RAGGED.items():
-            sizes = self._arrays.get(counts, np.zeros(0, np.int32))
-            setattr(self, name, np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
-        self._sizes = np.stack([self._arrays[name] for name in ("length", "sequences", "target_length")])
+        self._sizes = [self._arrays[name] for name in ("length", "sequences", "target_length")]
         self.length, self.sequences, self.target_length = self._sizes
         self.truncated = meta["truncated"] / max(1, len(self))
 
-    seq_offsets: np.ndarray
-    token_offsets: np.ndarray
-    target_offsets: np.ndarray
+    # Made when first asked for, so that opening a store costs nothing.
+
+    @cached_property
+    def seq_offsets(self) -> np.ndarray:
+        return _offsets(self.sequences)
+
+    @cached_property
+    def token_offsets(self) -> np.ndarray:
+        return _offsets(self["token_counts"])
+
+    @cached_property
+    def target_offsets(self) -> np.ndarray:
+        return _offsets(self._arrays.get("target_counts", np.zeros(0, np.int64)))
 
     @classmethod
     def from_columns(cls, columns: Columns) -> TokenStore:
@@ -92,7 +99,7 @@ class TokenStore:
 
     def sizes(self, rows: np.ndarray) -> np.ndarray:
         """(3, n) length, sequences and target_length of `rows`: what cutting into batches needs."""
-        return self._sizes[:, rows]
+        return np.stack([column[rows] for column in self._sizes])
 
 
 def tokenise(
@@ -176,11 +183,23 @@ def _meta(columns: Columns, truncated: int, labelled: bool) -> dict[str, Any]:
     }
 
 
+def _offsets(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
 def _mapped(path: Path, dtype: str, shape: Sequence[int]) -> np.ndarray:
     expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if (found := path.stat().st_size) != expected:
         raise ValueError(f"{path.name} holds {found} bytes, expected {expected}")
-    return np.memmap(path, dtype, "r", shape=tuple(shape)) if expected else np.zeros(shape, dtype)
+    if not expected:
+        return np.zeros(shape, dtype)
+    import torch  # whoever only looks at a task's rows does without
+
+    # Unlike np.memmap's, torch's mapping keeps no file open: a thousand tasks have ten thousand columns.
+    array = torch.from_file(str(path), shared=False, size=expected, dtype=torch.uint8).numpy()
+    array = array.view(dtype).reshape(shape)
+    array.flags.writeable = False
+    return array
 
 
 def _key(

@@ -20,7 +20,13 @@ class Head(nn.Module, ABC):
 
     Every head's weights are drawn from N(0, 0.02^2) with zero biases (the caller seeds by (seed, task name),
     so a task's head does not depend on which other tasks are in the run).
+
+    Attributes:
+        reads_tokens: whether it needs the states of single tokens. Where not, `hidden_SLD` may also be (S, D),
+            what `pooled` has made of it: of all slices of a batch at once, which is faster.
     """
+
+    reads_tokens = False
 
     def __init__(self, width: int, spec: TaskSpec, *, pooling: str = "mean", dropout: float = 0.1) -> None:
         super().__init__()
@@ -57,7 +63,10 @@ def project(layer: nn.Linear, hidden: Tensor) -> Tensor:
 
 
 def pooled(hidden_SLD: Tensor, mask_SL: Tensor, how: str) -> Tensor:
-    """(S, D) float32 summary of each sequence: masked mean, first token, or last real token."""
+    """(S, D) float32 summary of each sequence: masked mean, first token, or last real token. (S, D) states are
+    one already."""
+    if hidden_SLD.ndim == 2:
+        return hidden_SLD
     hidden_SLD = hidden_SLD.float()
     if how == "first":
         return hidden_SLD[:, 0]

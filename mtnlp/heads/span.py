@@ -28,6 +28,8 @@ MAX_TOKENS = 30
 class Span(Head):
     """Predictions: {"value": (window, first, last) or None = unanswerable, "score": best span minus null}."""
 
+    reads_tokens = True
+
     def __init__(self, width: int, spec: TaskSpec, *, pooling: str = "mean", dropout: float = 0.1) -> None:
         super().__init__(width, spec, pooling=pooling, dropout=dropout)
         self.out = linear(width, 2, bias=False)  # it would cancel in the softmax over tokens

@@ -20,6 +20,8 @@ from mtnlp.tasks.spec import TaskSpec
 class Tag(Head):
     """Predictions: {"value": one label id per real token, special tokens among them}."""
 
+    reads_tokens = True
+
     def __init__(self, width: int, spec: TaskSpec, *, pooling: str = "mean", dropout: float = 0.1) -> None:
         super().__init__(width, spec, pooling=pooling, dropout=dropout)
         self.out = linear(width, len(spec.labels))

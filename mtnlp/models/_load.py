@@ -16,6 +16,7 @@ import torch
 from mtnlp.config import ALIASES
 from mtnlp.data import hub
 from mtnlp.errors import MtnlpError, nearest
+from mtnlp.models import flat
 from mtnlp.models.backbone import FAMILIES, Backbone
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ def load(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     shown = MINILM_HUB if name == "minilm" else name  # others can load the weights by this name
-    return Backbone(net, tokenizer, family, name=shown, revision=revision, fresh=fresh)
+    backbone = Backbone(net, tokenizer, family, name=shown, revision=revision, fresh=fresh)
+    backbone.runs_flat = flat.supported(backbone)
+    return backbone
 
 
 def _place(name: str) -> str:
@@ -128,9 +131,10 @@ def _allow(name: str, asked: str, is_: str) -> None:
 
 
 def _attention(attention: str) -> str | None:
-    if attention != "auto":
-        return attention
-    return "eager" if not torch.accelerator.is_available() else None
+    """transformers' name of an implementation; None = its own choice."""
+    if attention == "auto":
+        return None if torch.accelerator.is_available() else "eager"
+    return None if attention == "default" else attention
 
 
 def _network(

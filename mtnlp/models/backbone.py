@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtnlp.data.batch import IGNORED, Batch
+from mtnlp.models.flat import Flat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,6 +36,10 @@ class Backbone(nn.Module):
         family: one of FAMILIES.
         name, revision: where it came from, for cards and messages.
         fresh: names of parameters that no checkpoint gave values to; every strategy trains them.
+
+    Attributes:
+        runs_flat: whether the network is known to give the same results on batches with a layout; `load`
+            tries it.
     """
 
     def __init__(
@@ -50,6 +55,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.net, self.tokenizer, self.family = net, tokenizer, family
         self.name, self.revision, self.fresh = name, revision, fresh
+        self.runs_flat = False
+        self._flat = Flat(net)
 
     @classmethod
     def load(
@@ -67,8 +74,8 @@ class Backbone(nn.Module):
             name: alias (`minilm`, `minilm-seq2seq`), folder, or hub id.
             revision: branch, tag or commit of a hub id.
             family: one of FAMILIES, or "auto" = as its configuration says.
-            attention: a transformers attention implementation; "auto" = eager on a CPU, where it trains
-                faster, transformers' own choice elsewhere.
+            attention: a transformers attention implementation; "default" = transformers' own choice; "auto" =
+                eager on a CPU, where it mostly trains faster, else that choice.
             trust_remote_code: run code that comes with the weights.
 
         Raises:
@@ -135,7 +142,8 @@ class Backbone(nn.Module):
         """Keep only what enters the blocks and run each again in backward: less memory, a third more time."""
         net = self.net
         enable = getattr(net, "activation_checkpointing_enable", None) or net.gradient_checkpointing_enable
-        enable({"use_reentrant": False})  # reentrant ones lose the gradient of a router's balance loss
+        # Reentrant ones lose the gradient of a router's balance loss.
+        enable({"use_reentrant": False, "context_fn": self._flat.contexts})
 
     # Encoders.
 
@@ -145,7 +153,9 @@ class Backbone(nn.Module):
             net = self.net
         else:
             net = self.net.get_encoder() if self.family == "encoder-decoder" else self.net.base_model
-        return net(**_inputs(batch)).last_hidden_state
+        with self._laid_out(batch):
+            hidden = net(**self._inputs(net, batch)).last_hidden_state
+        return hidden if batch.layout is None else batch.layout.source.give_back(hidden, len(batch.task_ids))
 
     # Text to text.
 
@@ -188,13 +198,17 @@ class Backbone(nn.Module):
             labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
         else:
             extra["decoder_input_ids"] = self.net.prepare_decoder_input_ids_from_labels(labels)
+        sequences, counts_S = None, (labels != IGNORED).sum(1)
+        if batch.layout is not None:
+            stream = batch.layout.target or batch.layout.source
+            labels, sequences = stream.take(labels), stream.rows
+            extra = {name: stream.take(ids) for name, ids in extra.items()}
         kept = labels != IGNORED
-        with self._scoring_only(kept):
-            logits_NV = self.net(**_inputs(batch), **extra, use_cache=False).logits[0]
+        with self._scoring_only(kept), self._laid_out(batch):
+            logits_NV = self.net(**self._inputs(self.net, batch), **extra, use_cache=False).logits[0]
         losses_N = F.cross_entropy(logits_NV.float(), labels[kept], reduction="none")
-        sequence_N = kept.nonzero()[:, 0]
-        sums_S = losses_N.new_zeros(len(labels)).index_add(0, sequence_N, losses_N)
-        return sums_S, kept.sum(1)
+        sequence_N = kept.nonzero()[:, 0] if sequences is None else sequences[kept[0]]
+        return losses_N.new_zeros(len(counts_S)).index_add(0, sequence_N, losses_N), counts_S
 
     @contextmanager
     def _scoring_only(self, kept: Tensor) -> Iterator[None]:
@@ -206,7 +220,15 @@ class Backbone(nn.Module):
         finally:
             handle.remove()
 
+    def _inputs(self, net: nn.Module, batch: Batch) -> dict[str, Any]:
+        """Arguments of a forward of the network or of its encoder."""
+        found = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if batch.token_type_ids is not None:
+            found["token_type_ids"] = batch.token_type_ids
+        if batch.layout is None:
+            return found
+        flat = {name: batch.layout.source.take(values) for name, values in found.items()}
+        return flat | self._flat.positions(net, batch.layout)
 
-def _inputs(batch: Batch) -> dict[str, Any]:
-    found = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    return found if batch.token_type_ids is None else {**found, "token_type_ids": batch.token_type_ids}
+    def _laid_out(self, batch: Batch) -> AbstractContextManager:
+        return nullcontext() if batch.layout is None else self._flat.on(batch.layout)

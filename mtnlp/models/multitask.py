@@ -6,6 +6,7 @@ Shapes: S sequences of a batch, L their length, N examples of a slice, U its tas
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from mtnlp.data.batch import IGNORED, Batch
 from mtnlp.errors import MtnlpError
-from mtnlp.heads.base import Head
+from mtnlp.heads.base import Head, pooled
 from mtnlp.models.backbone import Backbone
+from mtnlp.models.trunk import TrunkCache
 from mtnlp.strategies.base import Strategy
 
 
@@ -41,6 +43,9 @@ class MultitaskModel(nn.Module):
         backbone: already edited by `strategy.attach(backbone, tasks, seed)`.
         heads: task name -> head; empty for a backbone that writes text.
         tasks: (T,) names; a task index of a batch counts in them.
+
+    Attributes:
+        trunk: set it, and the states of the frozen lower blocks are kept while training; see there.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class MultitaskModel(nn.Module):
         super().__init__()
         self.backbone, self.strategy, self.tasks = backbone, strategy, tuple(tasks)
         self.heads = nn.ModuleDict({_key(name): head for name, head in heads.items()})
+        self.trunk: TrunkCache | None = None
 
     def begin(self, live: Sequence[int]) -> None:
         """Start a step in which only the tasks `live` (indices) occur. Needed again after each update."""
@@ -57,19 +63,33 @@ class MultitaskModel(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Losses of a micro-batch; its tasks must be live (`begin`)."""
         self._select(batch)
-        if self.heads:
-            sums = self._head_sums(batch)
-        else:
-            losses_S = self.backbone.text_losses(batch)
-            sums = [losses_S[part.start : part.stop].sum() for part in batch.slices]
+        with self.trunk.around(batch) if self.trunk else nullcontext():
+            sums = self._head_sums(batch) if self.heads else self._text_sums(batch)
         return Output(tuple(part.task for part in batch.slices), torch.stack(sums), self.strategy.aux_loss())
 
+    def train(self, mode: bool = True) -> MultitaskModel:
+        """As of any module; but blocks whose states are kept must give the same ones every time."""
+        super().train(mode)
+        if self.trunk:
+            self.trunk.still()
+        return self
+
+    def _text_sums(self, batch: Batch) -> list[Tensor]:
+        losses_S = self.backbone.text_losses(batch)
+        return [losses_S[part.start : part.stop].sum() for part in batch.slices]
+
     def _head_sums(self, batch: Batch) -> list[Tensor]:
-        hidden_SLD, mask_SL = self.backbone.hidden(batch), batch.attention_mask
+        sizes = [part.stop - part.start for part in batch.slices]
+        hidden_SLD, masks = self.backbone.hidden(batch), batch.attention_mask.split(sizes)
+        states: dict[str | None, tuple[Tensor, ...]] = {}  # way of pooling, None = none -> by slice
         sums = []
-        for part in batch.slices:
-            here = slice(part.start, part.stop)
-            sums.append(self.head(part.task).loss(hidden_SLD[here], mask_SL[here], part).sum())
+        for i, part in enumerate(batch.slices):
+            head = self.head(part.task)
+            how = None if head.reads_tokens else head.pooling
+            if how not in states:  # of all at once: single slices would make a whole gradient each
+                found = hidden_SLD if how is None else pooled(hidden_SLD, batch.attention_mask, how)
+                states[how] = found.split(sizes)
+            sums.append(head.loss(states[how][i], masks[i], part).sum())
         return sums
 
     @torch.no_grad()
@@ -104,7 +124,17 @@ class MultitaskModel(nn.Module):
         targets = None
         if self.backbone.family == "encoder-decoder" and batch.labels is not None:
             targets = (batch.labels != IGNORED).long()
-        self.strategy.select(batch.task_ids, batch.attention_mask, tasks=tasks, target_mask=targets)
+        layout = batch.layout
+        if layout is None:
+            self.strategy.select(batch.task_ids, batch.attention_mask, tasks=tasks, target_mask=targets)
+            return
+        self.strategy.select(
+            batch.task_ids[layout.order],
+            layout.source.mask,
+            tasks=tasks,
+            target_mask=layout.target.mask if layout.target else None,
+            blocks=layout.blocks,
+        )
 
     def head(self, task: int) -> Head:
         """The head of a task, by index."""

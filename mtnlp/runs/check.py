@@ -15,6 +15,7 @@ from mtnlp.data.plan import Quota
 from mtnlp.data.sources import read_example
 from mtnlp.errors import RecipeError
 from mtnlp.resolve import Plan, phases_of, resolve, total_steps
+from mtnlp.runs import room
 from mtnlp.runs.session import bad_rows, shots_of, store_of
 from mtnlp.tasks.spec import Example
 from mtnlp.tasks.templates import render
@@ -25,12 +26,9 @@ if TYPE_CHECKING:
     from mtnlp.data.encode import Encoder
     from mtnlp.data.store import TokenStore
     from mtnlp.data.task_data import TaskData
-    from mtnlp.models.multitask import MultitaskModel
 
 PROMPTS = 3  # shown
 REPEATS = 10.0  # epochs over a task's rows from which on it is worth a warning
-# Stored values per token, layer and unit of width; measured on a BERT-like encoder with adapters.
-ACTIVATIONS = 22
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,7 @@ class CheckReport:
     recipe: config.Recipe
     family: str
     steps: int
+    engine: str  # the line on what the run would compute with
     tasks: tuple[TaskCheck, ...]
     memory: Mapping[str, float]  # GiB
     prompts: tuple[tuple[str, str, str], ...]  # task, what the model reads, what it should answer
@@ -75,6 +74,7 @@ class CheckReport:
             markup=False,
             soft_wrap=True,
         )
+        console.print(self.engine, markup=False, soft_wrap=True)
         numbers = ("train", "valid", "test", "labels", "tokens", "most", "cut", "epochs")
         table = tables.table(("task", "kind", *numbers), numbers)
         for task in self.tasks:
@@ -135,6 +135,7 @@ def check(
     assemble.check_backbone(recipe, outline.family, outline.max_length)
     model = assemble.build_model(recipe, plan.specs, outline)
     assemble.build_balancer(recipe, model)
+    room.require(recipe, model)
     encoder = assemble.encoder_for(recipe, outline.tokenizer, outline.family)
     splits, problems = _all_stores(plan, encoder)
     if problems:
@@ -149,7 +150,9 @@ def check(
     epochs = quota.drawn(steps) / np.array(sizes)
     tasks = [_task(data, stores, seen) for data, stores, seen in zip(plan.data, splits, epochs, strict=True)]
     prompts = tuple(_prompts(plan, encoder))
-    return CheckReport(recipe, outline.family, steps, tuple(tasks), _memory(recipe, model), prompts)
+    memory = {part: size / 2**30 for part, size in room.needed(recipe, model).items()}
+    _, engine = assemble.settle(recipe)
+    return CheckReport(recipe, outline.family, steps, engine.line, tuple(tasks), memory, prompts)
 
 
 def _bad_rows(recipe: config.Recipe, tasks: Sequence[TaskData], doubtful: bool) -> list[str]:
@@ -247,16 +250,3 @@ def _answer(data: TaskData, example: Example) -> str:
     if labels is None:
         return str(target)
     return " ".join(labels[i] for i in target) if isinstance(target, tuple) else labels[target]
-
-
-def _memory(recipe: config.Recipe, model: MultitaskModel) -> dict[str, float]:
-    """GiB of weights, of what training adds, and of the activations of one micro-batch, all in float32."""
-    counts = assemble.parameter_counts(model)
-    tokens = max(recipe.train.max_tokens, recipe.model.max_length)
-    backbone = model.backbone
-    values = {
-        "weights": counts.network + counts.own,
-        "gradients and moments": 3 * (counts.shared + counts.own),
-        "activations": ACTIVATIONS * len(backbone.blocks()) * backbone.width * tokens,
-    }
-    return {name: 4 * value / 2**30 for name, value in values.items()}

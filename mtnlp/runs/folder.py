@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtnlp import config, strict_yaml
+from mtnlp import assemble, config, strict_yaml
 from mtnlp.config import Recipe
 from mtnlp.data.sources import memory
 from mtnlp.data.store import ENCODED
@@ -105,6 +105,13 @@ class RunFolder:
                 "folder with --out."
             )
 
+    def as_begun(self, recipe: Recipe) -> Recipe:
+        """The recipe with what it leaves open of its engine chosen as when the run in this folder began."""
+        old = config.load(self.recipe)
+        return assemble.closed(
+            recipe, attention=old.model.attention, precision=old.train.precision, matmul=old.train.matmul
+        )
+
     def create(self, plan: Plan, *, resume: bool) -> None:
         """Make the folder (after `check`): an old run in it is removed, unless it is to be resumed."""
         if resume:
@@ -126,7 +133,7 @@ class RunFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _same_recipe(self, recipe: Recipe) -> None:
-        old, new = config.load(self.recipe).data(), _stored(recipe)
+        old, new = config.load(self.recipe).data(), _stored(self.as_begun(recipe))
         changed = sorted(_differences(old, new))
         if changed:
             raise MtnlpError(

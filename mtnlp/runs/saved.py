@@ -119,6 +119,7 @@ def _live(found: tuple[RunFolder, Recipe, tuple[TaskSpec, ...]], *, trust_remote
     from mtnlp.train.checkpoint import read_table  # with torch: what is wrong before is told in no time
 
     folder, recipe, specs = found
+    recipe, _ = assemble.settle(recipe)  # early runs did not keep what was chosen
     accelerator = assemble.build_accelerator(recipe)
     backbone = assemble.build_backbone(recipe, trust_remote_code=trust_remote_code)
     encoder = assemble.encoder_for(recipe, backbone.tokenizer, backbone.family)

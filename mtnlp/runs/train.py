@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from mtnlp.bench import tables
 from mtnlp.bench.evaluate import Report, evaluate, goodness
 from mtnlp.errors import MtnlpError, RecipeError
 from mtnlp.resolve import Plan, resolve
+from mtnlp.runs import room
 from mtnlp.runs.folder import RunFolder
 from mtnlp.runs.hints import next_steps
 from mtnlp.runs.session import bad_rows, questions_of, store_of, train_targets
@@ -51,38 +53,44 @@ def finetune(
     plan = resolve(source, overrides, look=_bad_rows)
     folder = RunFolder(Path(out or Path("runs") / plan.recipe.name))
     folder.check(plan, resume=resume, force=force)
+    recipe, engine = assemble.settle(folder.as_begun(plan.recipe) if resume else plan.recipe)
+    plan = replace(plan, recipe=recipe)
+    with engine.applied(training=True):
+        accelerator = _accelerator(plan, folder)
+        say = _printer(console, accelerator)
+        backbone = assemble.build_backbone(plan.recipe, trust_remote_code=trust_remote_code)
+        encoder = assemble.encoder_for(plan.recipe, backbone.tokenizer, backbone.family)
+        model = assemble.build_model(plan.recipe, plan.specs, backbone)
+        assemble.build_balancer(plan.recipe, model)  # what does not fit is told before rows are tokenised
+        room.require(plan.recipe, model)
+        with accelerator.main_process_first():  # the others find the token stores made
+            where = config.label(source)
+            stores = _training_stores(plan, encoder, where, visible=accelerator.is_main_process)
+        run = assemble.build_run(plan, backbone, stores, encoder, accelerator, model=model)
+        say(assemble.summary(plan, run))
+        say(engine.line)
+        if dry_run:
+            say("Dry run: everything is in order, nothing was written.")
+            return None
 
-    accelerator = _accelerator(plan, folder)
-    say = _printer(console, accelerator)
-    backbone = assemble.build_backbone(plan.recipe, trust_remote_code=trust_remote_code)
-    encoder = assemble.encoder_for(plan.recipe, backbone.tokenizer, backbone.family)
-    model = assemble.build_model(plan.recipe, plan.specs, backbone)
-    assemble.build_balancer(plan.recipe, model)  # so that what does not fit is told before rows are tokenised
-    with accelerator.main_process_first():  # the others find the token stores made
-        stores = _training_stores(plan, encoder, config.label(source), visible=accelerator.is_main_process)
-    run = assemble.build_run(plan, backbone, stores, encoder, accelerator, model=model)
-    say(assemble.summary(plan, run))
-    if dry_run:
-        say("Dry run: everything is in order, nothing was written.")
-        return None
-
-    if accelerator.is_main_process:
-        folder.create(plan, resume=resume)
-    accelerator.wait_for_everyone()
-    _start_trackers(plan, folder, accelerator, resume=resume)
-    if resume:
-        _resume(run, folder, say)
-    judge = _Judge(plan, run, encoder)
-    _train(plan, run, folder, judge, say)
-    with _status(accelerator.is_main_process) as tell:
-        tell("scoring all rows")
-        report = judge.final(seconds=time.perf_counter() - started)
-    _export(run, folder)
-    if accelerator.is_main_process:
-        report.save(folder.results)
-    say(report)
-    say(next_steps(folder.path, plan.data))
-    return report
+        if accelerator.is_main_process:
+            folder.create(plan, resume=resume)
+        accelerator.wait_for_everyone()
+        _start_trackers(plan, folder, accelerator, resume=resume)
+        if resume:
+            _resume(run, folder, say)
+        judge = _Judge(plan, run, encoder)
+        with _trunk(plan, run, stores, folder, say):
+            _train(plan, run, folder, judge, say)
+        with _status(accelerator.is_main_process) as tell:
+            tell("scoring all rows")
+            report = judge.final(seconds=time.perf_counter() - started)
+        _export(run, folder)
+        if accelerator.is_main_process:
+            report.save(folder.results)
+        say(report)
+        say(next_steps(folder.path, plan.data))
+        return report
 
 
 # Before training.
@@ -255,6 +263,23 @@ class _Judge:
             "steps": run.step,
             "seconds": round(seconds, 1),
         }
+
+
+@contextmanager
+def _trunk(
+    plan: Plan, run: Run, stores: Sequence[TokenStore], folder: RunFolder, say: Callable[[Any], None]
+) -> Iterator[None]:
+    """Inside, what the frozen lower blocks compute is kept, if the recipe says so; a file of each rank."""
+    if not plan.recipe.train.cache_trunk:
+        yield
+        return
+    trunk = assemble.keep_trunk(run, stores, folder.path / f"trunk-{run.accelerator.process_index}.cache")
+    say(trunk.described)
+    try:
+        yield
+    finally:
+        run.model.trunk = None
+        trunk.close()
 
 
 def _train(plan: Plan, run: Run, folder: RunFolder, judge: _Judge, say: Callable[[Any], None]) -> None:

@@ -60,7 +60,9 @@ class Phased(Sampler):
         start = 0
         for place, (part, sampler) in enumerate(zip(self.parts, self.inner, strict=True)):
             end = self._end(place, start, steps)
-            live = members(part.get("tasks", ["*"]), tasks, f"sampler.phases.{place}.tasks")
+            live = list(range(len(tasks)))
+            if "tasks" in part:
+                live = members(part["tasks"], tasks, f"sampler.phases.{place}.tasks")
             if end > start:
                 chosen = [tasks[t] for t in live], [sizes[t] for t in live]
                 for phase in sampler.phases(*chosen, end - start, examples_per_step):

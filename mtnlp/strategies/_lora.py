@@ -10,16 +10,16 @@ Shapes: S sequences, L tokens of each, I inputs, O outputs, R rank, U live tasks
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mtnlp.errors import MtnlpError, shown
 from mtnlp.strategies._bank import Bank
+from mtnlp.strategies._fused import LowRank, Update
 from mtnlp.strategies.base import Routing, compute_dtype, require
 
 if TYPE_CHECKING:
@@ -29,12 +29,19 @@ LINEAR = (nn.Linear, Conv1D)
 
 
 class Replacement(nn.Module):
-    """Takes the place of a linear layer, which stays inside as `base`. Reads as that layer from outside."""
+    """Takes the place of a linear layer, which stays inside as `base`. Reads as that layer from outside.
+
+    Attributes:
+        keeps_cast: whether a frozen weight is kept in the type that is computed in, beside its own. Autocast
+            casts it again in every forward. False where weights are sharded.
+    """
 
     def __init__(self, base: nn.Module, routing: Routing) -> None:
         super().__init__()
         self.base = base
         self.routing = routing
+        self.keeps_cast = True
+        self._cast: tuple[Any, Tensor, Tensor | None] | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -44,9 +51,29 @@ class Replacement(nn.Module):
     def bias(self) -> Tensor | None:
         return self.base.bias
 
+    @property
+    def trained(self) -> bool:
+        """Whether the layer's own weights learn too."""
+        return any(p.requires_grad for p in (self.base.weight, self.base.bias) if p is not None)
+
+    def frozen(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """The layer's own (O, I) weight and (O,) bias in `dtype`, without gradient."""
+        weight, bias = self.base.weight.detach(), self.base.bias
+        weight = weight.t() if isinstance(self.base, Conv1D) else weight
+        bias = None if bias is None else bias.detach()
+        if weight.dtype == dtype:
+            return weight, bias
+        state = (dtype, weight.device, weight._version)
+        if self._cast is not None and self._cast[0] == state:
+            return self._cast[1:]
+        with torch.inference_mode(False):  # made in an evaluation, it must serve training too
+            cast = weight.to(dtype), None if bias is None else bias.to(dtype)
+        self._cast = (state, *cast) if self.keeps_cast else None
+        return cast
+
 
 class BankLayer(Replacement):
-    """A replacement whose parameters are pieces of the bank."""
+    """A replacement whose parameters are pieces of the bank, with gradients by autograd."""
 
     def __init__(self, base: nn.Module, routing: Routing, bank: Bank) -> None:
         super().__init__(base, routing)
@@ -59,12 +86,85 @@ class BankLayer(Replacement):
             found if only is None or len(self.bank.live) == 1 else [piece[only : only + 1] for piece in found]
         )
 
-    def rows(self, x: Tensor) -> Tensor | None:
-        """The row of each sequence of x; None = all take the first (and only) one of `pieces`."""
-        return None if self.routing.only is not None else self.routing.rows_for(len(x))
+    def by_part(self, of: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """of(rows (n,), *parts (n, l, ...)) for every part of tensors (..., K), put together. If all tokens
+        take the first (and only) row of `pieces`: of(None, *tensors (1, N, ...))."""
+        shape = tensors[0].shape[:-1]
+        flat = [tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors]
+        if self.routing.only is not None:
+            return of(None, *(tensor.unsqueeze(0) for tensor in flat)).view(*shape, -1)
+        found = [
+            of(rows, *(tensor[start:stop].unflatten(0, (len(rows), -1)) for tensor in flat)).flatten(0, 1)
+            for start, stop, rows, _ in self.routing.parts(tensors[0])
+        ]
+        return (found[0] if len(found) == 1 else torch.cat(found)).view(*shape, -1)
 
 
-class SharedLora(Replacement):
+class LoraLayer(Replacement):
+    """A linear layer with a low-rank update, computed together with others that read the same input.
+
+    The first of a group that is asked computes all; the others find theirs in `routing.joined`.
+    """
+
+    def __init__(self, base: nn.Module, routing: Routing, scale: float | Tensor, dropout: float) -> None:
+        super().__init__(base, routing)
+        self.scale, self.dropout = scale, dropout
+        self.__dict__["group"] = (self,)
+
+    def join(self, others: Sequence[LoraLayer]) -> None:
+        """Compute with `others`, which are children of the same module and read the same tensor."""
+        for layer in (group := (self, *others)):
+            layer.__dict__["group"] = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        group, joined = self.group, self.routing.joined
+        if len(group) == 1:
+            return self._with_base(x, self._compute(x)[0])
+        found = joined.get(id(group))
+        if found is None or found[0] is not x:
+            found = joined[id(group)] = (x, dict(zip(map(id, group), self._compute(x), strict=True)))
+        y = found[1].pop(id(self))
+        if not found[1]:
+            del joined[id(group)]
+        return self._with_base(x, y)
+
+    def _with_base(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.base(x) + y if self.trained else y
+
+    @torch.compiler.disable
+    def _compute(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = x.to(dtype := compute_dtype(x))
+        own = [(None, None) if layer.trained else layer.frozen(dtype) for layer in self.group]
+        factors = self.factors(dtype)
+        update = Update(
+            weights=[weight for weight, _ in own],
+            biases=[bias for _, bias in own],
+            parts=() if factors.only is not None else self.routing.parts(x),
+            only=factors.only,
+            scale=factors.scale,
+            dropout=self.dropout if self.training else 0.0,
+            sinks=factors.sinks,
+        )
+        with torch.autocast(x.device.type, enabled=False):
+            return LowRank.apply(x, factors.down, update, factors.anchor, *factors.ups)
+
+    def factors(self, dtype: torch.dtype) -> Factors:
+        """Those of the whole group."""
+        raise NotImplementedError
+
+
+class Factors(NamedTuple):
+    """The factors of a group of n layers in the type that is computed in, and where their gradients go."""
+
+    down: Tensor  # (U, n R, I)
+    ups: list[Tensor]  # n x (U, R, O_i)
+    scale: float | Tensor  # alpha / rank; (U,) where the rows differ
+    only: int | None  # the row that all tokens take
+    anchor: Tensor  # requires a gradient if the factors learn
+    sinks: Callable[[], list[Tensor]] | None = None  # see Update
+
+
+class SharedLora(LoraLayer):
     """One update for all tasks: `down` (R, I), `up` (R, O)."""
 
     def __init__(
@@ -76,71 +176,53 @@ class SharedLora(Replacement):
         dropout: float,
         generator: torch.Generator,
     ) -> None:
-        super().__init__(base, routing)
+        super().__init__(base, routing, scale, dropout)
         inputs, outputs = features(base)
-        self.scale = scale
-        self.dropout = nn.Dropout(dropout)
         self.down = nn.Parameter(torch.empty(rank, inputs))
         self.up = nn.Parameter(torch.zeros(rank, outputs))
         draw_down(self.down.data, generator)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.to(dtype := compute_dtype(x))
-        return add_low_rank(
-            self.base(x),
-            self.dropout(x),
-            self.down.to(dtype)[None],
-            self.up.to(dtype)[None],
-            None,
-            self.scale,
+    def factors(self, dtype: torch.dtype) -> Factors:
+        down = torch.cat([layer.down for layer in self.group]) if len(self.group) > 1 else self.down
+        ups = [layer.up.to(dtype).unsqueeze(0) for layer in self.group]
+        return Factors(down.to(dtype).unsqueeze(0), ups, self.scale, 0, anchor=down)
+
+
+class TaskLora(LoraLayer):
+    """One update per task: two pieces of the bank, named like the layer; see `add_to`."""
+
+    def __init__(
+        self, base: nn.Module, routing: Routing, bank: Bank, scale: float | Tensor, dropout: float
+    ) -> None:
+        super().__init__(base, routing, scale, dropout)
+        self.__dict__["bank"] = bank  # not a submodule: the strategy owns it, once
+
+    def add_to(self, bank: Bank, names: Sequence[str], rank: int) -> None:
+        """Reserve the pieces of the group, `names` in its order: all downs side by side, then ups."""
+        sizes = [features(layer.base) for layer in self.group]
+        for layer, name, (inputs, _) in zip(self.group, names, sizes, strict=True):
+            layer.down = bank.add(f"{name}.down", (rank, inputs), draw_down)
+        for layer, name, (_, outputs) in zip(self.group, names, sizes, strict=True):
+            layer.up = bank.add(f"{name}.up", (rank, outputs), zeros)
+
+    def factors(self, dtype: torch.dtype) -> Factors:
+        bank, scale = self.bank, self.scale
+        downs, ups = [layer.down for layer in self.group], [[layer.up] for layer in self.group]
+        return Factors(
+            bank.columns(downs, dtype),
+            [bank.columns(up, dtype) for up in ups],
+            scale[list(bank.live)].to(bank.device) if isinstance(scale, Tensor) else scale,
+            self.routing.only,
+            anchor=bank.leaf,
+            sinks=lambda: [bank.grad(downs), *(bank.grad(up) for up in ups)],
         )
 
 
-class TaskLora(BankLayer):
-    """One update per task: two pieces of the bank, named like the layer."""
-
-    def __init__(
-        self,
-        name: str,
-        base: nn.Module,
-        routing: Routing,
-        bank: Bank,
-        rank: int,
-        scale: float,
-        dropout: float,
-    ) -> None:
-        super().__init__(base, routing, bank)
-        inputs, outputs = features(base)
-        self.scale = scale
-        self.dropout = nn.Dropout(dropout)
-        self.down = bank.add(f"{name}.down", (rank, inputs), draw_down)
-        self.up = bank.add(f"{name}.up", (rank, outputs), zeros)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.to(dtype := compute_dtype(x))
-        down, up = self.pieces(self.down, self.up, dtype=dtype)
-        return add_low_rank(self.base(x), self.dropout(x), down, up, self.rows(x), self.scale)
-
-
-def add_low_rank(y: Tensor, x: Tensor, down: Tensor, up: Tensor, rows: Tensor | None, scale: float) -> Tensor:
-    """y + scale * (x down[t]^T) up[t], with the row t of each sequence.
-
-    Args:
-        y: (S, ..., O); x: (S, ..., I); S may also count tokens or beams, as long as `rows` does.
-        down: (U, R, I); up: (U, R, O); rows: (S,) int64, None = row 0 for all (then two plain matmuls).
-    """
-    if rows is None:
-        return add_up(y, F.linear(x, down[0]), up, None, scale)
-    x = x.reshape(len(rows), -1, x.shape[-1])
-    return add_up(y, torch.bmm(x, down.index_select(0, rows).transpose(1, 2)), up, rows, scale)
-
-
 def add_up(y: Tensor, low: Tensor, up: Tensor, rows: Tensor | None, scale: float) -> Tensor:
-    """y + scale * low up[t]; the second half of `add_low_rank`, with low (S, ..., R)."""
+    """(n, l, O) y + scale * low up[t], with low (n, l, R), up (U, R, O); rows = None: row 0 for all."""
     if rows is None:
         return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), up[0], alpha=scale).view(y.shape)
-    y_SLO, low_SLR = (tensor.reshape(len(rows), -1, tensor.shape[-1]) for tensor in (y, low))
-    return torch.baddbmm(y_SLO, low_SLR, up.index_select(0, rows), alpha=scale).view(y.shape)
+    return torch.baddbmm(y, low, up.index_select(0, rows), alpha=scale)
 
 
 def draw_down(tensor: Tensor, generator: torch.Generator) -> None:

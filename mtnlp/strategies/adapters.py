@@ -101,13 +101,11 @@ class Bottleneck(BankLayer):
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
         down, down_bias, up, up_bias = self.pieces(*self.indices, dtype=compute_dtype(y))
-        rows = self.rows(y)
-        if rows is None:
-            inner = self.activation(F.linear(y, down[0], down_bias[0]))
-            return torch.addmm((y + up_bias[0]).flatten(0, -2), inner.flatten(0, -2), up[0]).view(y.shape)
-        flat = y.reshape(len(rows), -1, y.shape[-1])
-        down, down_bias, up, up_bias = (
-            piece.index_select(0, rows) for piece in (down, down_bias, up, up_bias)
-        )
-        inner = self.activation(torch.baddbmm(down_bias.unsqueeze(1), flat, down.transpose(1, 2)))
-        return torch.baddbmm(flat + up_bias.unsqueeze(1), inner, up).view(y.shape)
+
+        def adapted(rows: Tensor | None, y: Tensor) -> Tensor:
+            own = (down, down_bias, up, up_bias)
+            d, c, u, b = own if rows is None else (piece.index_select(0, rows) for piece in own)
+            inner = self.activation(torch.baddbmm(c.unsqueeze(1), y, d.transpose(1, 2)))
+            return torch.baddbmm(y + b.unsqueeze(1), inner, u)
+
+        return self.by_part(adapted, y)

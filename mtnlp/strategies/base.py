@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtnlp.data.batch import Block
+from mtnlp.data.stream import Block
 from mtnlp.errors import MtnlpError
 
 if TYPE_CHECKING:
@@ -22,11 +22,24 @@ if TYPE_CHECKING:
 
 
 class Part(NamedTuple):
-    """Tokens start..stop-1 of a layer's input: sequences of one length, each with its row."""
+    """Tokens start..stop-1 of a layer's input: n stretches of one length, each with its row."""
 
     start: int
     stop: int
-    rows: Tensor  # (n,) int64, position among the live tasks; stop - start is a multiple of n
+    rows: Tensor  # (n,) int64, position among the live tasks
+    taken: list[int] | None  # the same on the host; None where rows are on another device
+
+    @classmethod
+    def of(cls, start: int, stop: int, rows: Tensor) -> Part:
+        """Of sequences with the given rows. Neighbours with one row are one stretch if all rows have equally
+        many: fewer and larger products then."""
+        if rows.device.type != "cpu":
+            return cls(start, stop, rows, None)
+        taken = rows.tolist()
+        each = len(taken) // len(found := list(dict.fromkeys(taken)))
+        if each > 1 and taken == [row for row in found for _ in range(each)]:
+            return cls(start, stop, rows[::each], found)
+        return cls(start, stop, rows, taken)
 
 
 class Routing:
@@ -41,6 +54,7 @@ class Routing:
         self.only: int | None = None  # the position that all S sequences share, None when they differ
         self.mask: Tensor | None = None  # (S, L) or (1, N) attention mask, for statistics over tokens
         self.target_mask: Tensor | None = None  # the same for the decoder of an encoder-decoder
+        self.joined: dict[int, Any] = {}  # what layers that read the same input have computed for each other
         self._parts: dict[int, list[Part]] = {}  # tokens of a flat stream -> its parts; none = padded
 
     def lay_out(self, blocks: Sequence[Block]) -> None:
@@ -53,14 +67,14 @@ class Routing:
             sum(block.sequences * length for block, length in zip(blocks, lengths)) for lengths in streams
         ]
         assert not blocks or totals[0] != totals[1], "source and target streams are of equal length"
-        self._parts = {}
+        self._parts, self.joined = {}, {}
         for total, lengths in zip(totals, streams):
             token = sequence = 0
             for block, length in zip(blocks, lengths):
                 rows = self.rows[sequence : sequence + block.sequences]
                 stop = token + block.sequences * length
                 if stop > token:
-                    self._parts.setdefault(total, []).append(Part(token, stop, rows))
+                    self._parts.setdefault(total, []).append(Part.of(token, stop, rows))
                 token, sequence = stop, sequence + block.sequences
 
     def parts(self, x: Tensor) -> list[Part]:
@@ -70,7 +84,7 @@ class Routing:
         tokens = x.numel() // x.shape[-1]
         if self._parts:
             return self._parts[tokens]
-        return [Part(0, tokens, self.rows_for(len(x)))]
+        return [Part.of(0, tokens, self.rows_for(len(x)))]
 
     def rows_for(self, sequences: int) -> Tensor:
         """(sequences,) rows; each repeated if the backbone expanded the batch (beams: repeat_interleave)."""

@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtnlp import strategies
-from mtnlp.data.batch import Block
+from mtnlp.data.stream import Block
 from mtnlp.strategies._bank import generator_for
+from mtnlp.strategies._checks import check_rank
 from mtnlp.strategies._lora import (
     Replacement,
     SharedLora,
@@ -82,6 +83,8 @@ class MixLora(Strategy):
             raise unknown(
                 backbone, "mixlora", "dense feed-forward part", pattern, "Use lora or mtl-lora instead."
             )
+        for linears in blocks.values():
+            check_rank("mixlora", self.rank, linears)
         freeze(backbone)
         generator = generator_for(seed, "mixlora")
         lora = (self.rank, self.alpha / self.rank, self.dropout)

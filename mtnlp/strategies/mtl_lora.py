@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mtnlp import strategies
 from mtnlp.strategies._bank import Bank, generator_for
+from mtnlp.strategies._checks import check_rank
 from mtnlp.strategies._lora import (
     BankLayer,
     add_up,
@@ -62,6 +63,7 @@ class MtlLora(Strategy):
 
     def attach(self, backbone: Backbone, tasks: Sequence[str], seed: int) -> None:
         found = find_targets(backbone, self.targets, "mtl-lora")
+        check_rank("mtl-lora", self.rank, found)
         freeze(backbone)
         self.bank = Bank()
         generator = generator_for(seed, "mtl-lora")
@@ -87,7 +89,8 @@ class MtlLinear(BankLayer):
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(dtype := compute_dtype(x))
         low = F.linear(self.dropout(x), self.down.to(dtype))
-        return add_up(self.base(x), low, self._ups().to(dtype), self.rows(x), self.scale)
+        ups = self._ups().to(dtype)
+        return self.by_part(lambda rows, y, low: add_up(y, low, ups, rows, self.scale), self.base(x), low)
 
     def _ups(self) -> Tensor:
         """(U, R, O) the task's whole way up, B_mixed Lambda, in float32 (R and K are small)."""

@@ -136,8 +136,8 @@ def steps(run: Run) -> Iterator[StepRecord]:
         numbers = torch.cat([tally, norms]).tolist()  # here the host waits for the device
         losses, (useful, padded, asked, *all_norms) = numbers[: len(plan.tasks)], numbers[len(plan.tasks) :]
         _check_finite(run, plan, losses, all_norms)
-        optimizer.clip(plan.tasks, norms)
-        lr = optimizer.step(run.step)
+        optimizer.clip(plan.tasks, all_norms)
+        lr = optimizer.step(run.step, plan.tasks)
         run.step += 1
 
         # 4. Report: the same numbers on every rank, so adaptive methods stay in step.
@@ -165,7 +165,7 @@ def _accumulate(run: Run, plan: StepPlan, task_grads: TaskGrads | None) -> Tenso
 
     while True:
         torch.manual_seed(_seed(run.seed, run.step, run.accelerator.process_index))
-        run.optimizer.zero_grad()
+        run.optimizer.zero_grad(plan.tasks)
         run.model.begin(list(plan.tasks))
         tally = torch.zeros(len(plan.tasks) + 2, device=run.accelerator.device)
         batch = None

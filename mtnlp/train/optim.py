@@ -7,26 +7,25 @@ moments and its step count, so a task trained beside others moves exactly as it 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from mtnlp.balancers.base import Balancer
 from mtnlp.errors import MtnlpError, did_you_mean
 from mtnlp.train.grads import is_sharded, local, placed
+from mtnlp.train.row_adamw import FUSED_DEVICES, RowAdamW, factors, shrink
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from mtnlp.models.multitask import MultitaskModel
-    from mtnlp.strategies._bank import Bank
 
 SCHEDULES = ("linear", "cosine", "constant")
-FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 @dataclass(frozen=True)
@@ -68,53 +67,10 @@ class Schedule:
         return self.lr * max(0.0, 0.5 * (1 + math.cos(math.pi * ((step - warm) / length))))
 
 
-class RowAdamW:
-    """AdamW over the live rows of a bank, each with its own moments and step count; other rows are not read.
-
-    Args:
-        bank: after a backward, `bank.leaf.grad` (U, P) holds the gradients of the rows `bank.live`.
-        weight_decay: decoupled, of the live rows only.
-        fused: use torch's fused kernel; None = where the device has one.
-    """
-
-    def __init__(
-        self,
-        bank: Bank,
-        *,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        fused: bool | None = None,
-    ) -> None:
-        self.bank, self.betas, self.eps, self.weight_decay = bank, betas, eps, weight_decay
-        self.exp_avg = torch.zeros_like(bank.rows)
-        self.exp_avg_sq = torch.zeros_like(bank.rows)
-        self.steps = torch.zeros(len(bank.rows), device=bank.rows.device)
-        self.fused = bank.rows.device.type in FUSED_DEVICES if fused is None else fused
-
-    @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Update the live rows. Nothing happens when no backward reached the bank."""
-        grad = self.bank.leaf.grad
-        if grad is None:
-            return
-        rows, exp_avg, exp_avg_sq, steps = (
-            [table[task] for task in self.bank.live]
-            for table in (self.bank.rows, self.exp_avg, self.exp_avg_sq, self.steps)
-        )
-        adamw(
-            rows, list(grad), exp_avg, exp_avg_sq, [], steps, fused=self.fused, foreach=not self.fused,
-            amsgrad=False, beta1=self.betas[0], beta2=self.betas[1], lr=lr, weight_decay=self.weight_decay,
-            eps=self.eps, maximize=False,
-        )  # fmt: skip
-        torch.autograd.graph.increment_version(self.bank.rows)  # the fused kernel does not
-
-    def state(self) -> dict[str, Tensor]:
-        return {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "steps": self.steps}
-
-
 class Optimizer:
     """Everything that happens to parameters in a step: norms, clipping, AdamW, learning rate.
+
+    Nothing a step does grows with the number of tasks: it is told which are live, and looks at no other head.
 
     Args:
         model, balancer: their trainable parameters are updated; see `grads.place` for what must come before.
@@ -144,18 +100,21 @@ class Optimizer:
         for task, head in zip(model.tasks, self.heads):
             self.names |= {f"head.{task}.{name}": p for name, p in head.items()}
         decayed = {id(p) for p in self.names.values() if p.ndim > 1}
+        self._balancer = [p for p in balancer.parameters() if p.requires_grad]
         self.names |= {f"balancer.{name}": p for name, p in balancer.named_parameters() if p.requires_grad}
         # The fused kernel takes plain or sharded tensors, never both in one call: hence a group for each.
+        kinds = {p: (id(p) in decayed, is_sharded(p)) for p in self.names.values()}
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for parameter in self.names.values():
-            groups.setdefault((id(parameter) in decayed, is_sharded(parameter)), []).append(parameter)
+        for parameter, kind in kinds.items():
+            groups.setdefault(kind, []).append(parameter)
+        self._group = {parameter: list(groups).index(kind) for parameter, kind in kinds.items()}
         self.dense = torch.optim.AdamW(
             [{"params": p, "weight_decay": weight_decay * decay} for (decay, _), p in groups.items()],
-            lr=schedule.lr, betas=betas, eps=eps,
-            fused=all(p.device.type in FUSED_DEVICES for p in self.names.values()),
+            lr=schedule.lr, betas=betas, eps=eps, fused=all(p.device.type in FUSED_DEVICES for p in kinds),
         ) if groups else None  # fmt: skip
+        # Clipped here, together with the heads, hence without a norm of its own.
         self.rows = (
-            RowAdamW(self.bank, betas=betas, eps=eps, weight_decay=weight_decay)
+            RowAdamW(self.bank, lr=schedule.lr, betas=betas, eps=eps, weight_decay=weight_decay)
             if self.bank is not None
             else None
         )
@@ -167,43 +126,59 @@ class Optimizer:
 
     def norms(self, live: Sequence[int], accelerator: Accelerator) -> Tensor:
         """(1 + U,) gradient norms: of the shared parameters, then of each live task's own."""
-        squares = torch.zeros(1 + len(live), device=accelerator.device)
+        owned = [_grads(self.shared, sharded=False), *(_grads(self.heads[task]) for task in live)]
+        squares = _squares(owned, accelerator.device)
         if any(is_sharded(p) for p in self.shared.values()):  # the answer is the same on all ranks
-            squares[0] = accelerator.reduce(_square(_grads(self.shared, sharded=True), squares), "sum")
-        squares[0] += _square(_grads(self.shared, sharded=False), squares)
-        for i, task in enumerate(live):
-            squares[1 + i] = _square(_grads(self.heads[task]), squares)
+            cut = _squares([_grads(self.shared, sharded=True)], accelerator.device)
+            squares[:1] += accelerator.reduce(cut, "sum")
         if self.bank is not None and self.bank.leaf.grad is not None:
-            squares[1:] += torch.linalg.vector_norm(self.bank.leaf.grad, dim=1).square()
+            squares[1:] += torch.linalg.vector_norm(self.bank.leaf.grad, dim=1).float().square()
         return squares.sqrt()
 
-    def clip(self, live: Sequence[int], norms: Tensor) -> None:
-        """Scale gradients down to `max_norm`, each owner by its own norm."""
+    def clip(self, live: Sequence[int], norms: Sequence[float]) -> None:
+        """Scale gradients down to `max_norm`, each owner by its own norm: one of `norms`, by now on the host.
+        What is within it is not touched."""
         if self.max_norm is None:
             return
-        factors = (self.max_norm / (norms + 1e-6)).clamp(max=1.0)
-        owners = [self.shared, *(self.heads[task] for task in live)]
-        for factor, owned in zip(factors, owners, strict=True):
-            if grads := _grads(owned):
-                torch._foreach_mul_(grads, factor)
+        by = factors(torch.tensor(norms, dtype=torch.float32), self.max_norm)
+        owned = [_grads(self.shared), *(_grads(self.heads[task]) for task in live)]
         if self.bank is not None and self.bank.leaf.grad is not None:
-            self.bank.leaf.grad.mul_(factors[1:].unsqueeze(1))
+            owned[1:] = [[*own, row] for own, row in zip(owned[1:], self.bank.leaf.grad, strict=True)]
+        pairs = [(grad, factor) for own, factor in zip(owned, by, strict=True) for grad in own]
+        shrink([grad for grad, _ in pairs], [factor for _, factor in pairs])
 
-    def step(self, step: int) -> float:
-        """Update whatever has a gradient, with the learning rate of `step`, which is returned."""
+    def step(self, step: int, live: Sequence[int] | None = None) -> float:
+        """Update whatever has a gradient, with the learning rate of `step`, which is returned.
+
+        Args:
+            live: tasks whose heads may have one; None = all.
+        """
         lr = self.schedule.lr_at(step)
         if self.dense is not None:
-            for group in self.dense.param_groups:
-                group["lr"] = lr
+            # AdamW walks over all parameters of its groups, in Python: they hold those with a gradient only.
+            groups = self.dense.param_groups
+            for group in groups:
+                group["lr"], group["params"] = lr, []
+            for parameter in self._trained(live):
+                if parameter.grad is not None:
+                    groups[self._group[parameter]]["params"].append(parameter)
             self.dense.step()
         if self.rows is not None:
-            self.rows.step(lr)
-        self.zero_grad()
+            self.rows.param_groups[0]["lr"] = lr
+            self.rows.step()
+        self.zero_grad(live)
         return lr
 
-    def zero_grad(self) -> None:
-        for parameter in self.names.values():
+    def zero_grad(self, live: Sequence[int] | None = None) -> None:
+        """Forget gradients, of heads those of the tasks `live`; None = of all."""
+        for parameter in self._trained(live):
             parameter.grad = None
+        if self.rows is not None:
+            self.rows.zero_grad()
+
+    def _trained(self, live: Sequence[int] | None) -> Iterator[nn.Parameter]:
+        heads = self.heads if live is None else [self.heads[task] for task in live]
+        return chain(self.shared.values(), *(head.values() for head in heads), self._balancer)
 
     def state(self) -> dict[str, Tensor]:
         """Moments and step counts by parameter name; a parameter that was never updated has none."""
@@ -213,7 +188,7 @@ class Optimizer:
             for name, parameter in self.names.items()
             for key, value in dense.get(parameter, {}).items()
         }
-        rows = self.rows.state() if self.rows is not None else {}
+        rows = self.rows.tables if self.rows is not None else {}
         return moments | {f"bank.{key}": table for key, table in rows.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -222,17 +197,16 @@ class Optimizer:
         Raises:
             MtnlpError: it holds a parameter that this optimizer lacks, or lacks the bank.
         """
-        rows = self.rows.state() if self.rows is not None else {}
-        for key, table in rows.items():
-            if f"bank.{key}" not in state:
-                raise MtnlpError(f"The optimizer's state lacks bank.{key}: another strategy saved it.")
-            table.copy_(state[f"bank.{key}"])
+        if self.rows is not None:
+            prefix = "bank."
+            tables = {key[len(prefix) :]: table for key, table in state.items() if key.startswith(prefix)}
+            self.rows.check(tables, "The optimizer's state")
+            self.rows.load_tables(tables)
+            state = {key: value for key, value in state.items() if not key.startswith(prefix)}
         if self.dense is not None:
             self.dense.state.clear()
         for key, value in state.items():
             name, _, part = key.rpartition(".")
-            if name == "bank" and part in rows:
-                continue
             if name not in self.names:
                 raise MtnlpError(
                     f"The optimizer's state holds {key}, which this run does not train. "
@@ -249,8 +223,10 @@ def _grads(owned: Mapping[str, nn.Parameter], *, sharded: bool | None = None) ->
     return [local(p.grad) for p in owned.values() if p.grad is not None and sharded in (None, is_sharded(p))]
 
 
-def _square(grads: list[Tensor], like: Tensor) -> Tensor:
-    """() squared norm of all of them together."""
+def _squares(owned: Sequence[list[Tensor]], device: torch.device) -> Tensor:
+    """(owners,) squared norm of each owner's gradients together, float32."""
+    grads = [grad for own in owned for grad in own]
     if not grads:
-        return like.new_zeros(())
-    return torch.stack(torch._foreach_norm(grads)).to(like.dtype).square().sum()
+        return torch.zeros(len(owned), device=device)
+    squares = torch.stack(torch._foreach_norm(grads)).float().square()
+    return torch.stack([own.sum() for own in squares.split([len(own) for own in owned])])

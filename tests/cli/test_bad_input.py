@@ -72,6 +72,14 @@ FILES = {
     "nulls.yaml": "model: null\ntasks: null\n",
     "latin.yaml": b"name: caf\xe9\n",
     "task.yaml": "name: x\nkind: clasify\nsorce: good\n",
+    "twins.yaml": """
+        model: {backbone: BACKBONE}
+        tasks:
+        - {name: shown, kind: classify, source: good}
+        - glue/rte
+        - shown.yml
+        - glue/rt*
+    """,
     "mine.py": "import mtnlp\nx = undefined\n",
     "many.yaml": """
         model: {backbone: BACKBONE, strategy: lora-per-tsk, max_lenght: 3}
@@ -223,6 +231,22 @@ CASES = {
     "finetune good.yaml imports=[mine.py,no.py]": (2, "mine.py, line 2: NameError", "imports: no.py"),
     "finetune good.yaml tasks.0.metrics=acuracy": (2, "good: metrics: No metric is called 'acuracy'"),
     "finetune good.yaml train.steps=1 train.epochs=1": (2, "give steps or epochs, not both"),
+    "check good.yaml 'model.strategy={name: lora-per-task, targets: qkv}'": (
+        2,
+        "lora-per-task: no linear layer of backbone matches targets='qkv'",
+    ),
+    "finetune good.yaml 'model.strategy={name: lora-per-task, rank: 33}'": (
+        2,
+        "lora-per-task: rank=33 is larger than the layer encoder.layer.0.attention.self.query (32 inputs, 32 ",
+        "and than 11 other layers. Lower model.strategy.rank to 32 or less.",
+    ),
+    "check good.yaml 'model.strategy={name: mixlora, rank: 64}'": (2, "mixlora: rank=64 is larger than the"),
+    "finetune twins.yaml": (
+        2,
+        "tasks: 2 tasks are called shown: tasks.0, tasks.2 (shown.yml). Leave out all but one, or give",
+        "tasks: 2 tasks are called glue/rte: tasks.1 (glue/rte), tasks.3 (glue/rt*).",
+        "{use: TASK, name: OTHER}",
+    ),
     "check good.yaml balancer=pcgrad": (2, "balancer: pcgrad merges gradients"),
     # Recipes that cannot be read.
     "finetune broken.yaml": (2, "broken.yaml:", "line 2"),

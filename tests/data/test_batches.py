@@ -159,8 +159,8 @@ def test_the_budget_counts_targets_too_and_can_be_lowered(stores):
 
     for budget in (800, 300):
         for batch in mix.batches(mix.plan(0), max_tokens=budget):
-            padded_tokens = batch.padded_tokens + batch.labels.numel()
-            assert padded_tokens <= budget or len(batch.task_ids) == 1
+            assert batch.padded_tokens == batch.input_ids.numel() + batch.labels.numel()
+            assert batch.padded_tokens <= budget or len(batch.task_ids) == 1
 
 
 def test_evaluation_sees_every_row_once_longest_first(stores):

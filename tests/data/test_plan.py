@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtnlp.data import plan
 from mtnlp.data.mixture import Mixture
 from mtnlp.data.plan import GOLDEN, ONE, Quota, floor_sum, in_units
 from mtnlp.errors import MtnlpError
@@ -84,6 +85,36 @@ def test_counts_and_cursors_equal_a_simulation(weights, k, seed):
         assert quota.drawn(step).tolist() == cursors.tolist()
         assert quota.counts(step).tolist() == expected
         cursors += expected
+
+
+@pytest.mark.parametrize("together", [1, 7, 1000])
+def test_a_resume_in_any_phase_goes_on_as_the_run_did(together, monkeypatch):
+    monkeypatch.setattr(plan, "AT_ONCE", together)
+    draw = np.random.default_rng(4)
+    starts = [0, *sorted(draw.choice(np.arange(1, 150), 40, replace=False).tolist())]
+    rates = draw.dirichlet(np.ones(9), len(starts)) * (draw.random((len(starts), 9)) < 0.4)
+    rates[rates.sum(1) == 0, 3] = 1  # phases of one task, and tasks that are in few phases
+    phases = [Phase(start, own / own.sum()) for start, own in zip(starts, rates)]
+    run, before = Quota(phases, examples_per_step=5, seed=2), np.zeros(9, int)
+
+    for step in range(160):
+        resumed = Quota(phases, examples_per_step=5, seed=2)
+
+        assert resumed.drawn(step).tolist() == run.drawn(step).tolist() == before.tolist()
+        assert resumed.counts(step).sum() == 5
+        before += run.counts(step)
+
+
+def test_a_resume_after_a_million_steps_replays_none(monkeypatch):
+    asked = []
+    counts = Quota.counts
+    monkeypatch.setattr(Quota, "counts", lambda quota, step: asked.append(step) or counts(quota, step))
+    mix = mixture([100_000] * 1000, [Phase(0, np.full(1000, 1e-3))], k=64)
+
+    found = mix.plan(10**6)
+
+    assert sum(found.counts) == 64 and asked == [10**6]
+    assert abs(mix.drawn(10**6) - 64_000).max() < 20
 
 
 def test_counts_sum_to_the_step_and_stay_within_one_of_the_rate():

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from mtnlp.data import readers
 from mtnlp.data.encode import Encoder
 from mtnlp.data.sources import open_rows
 from mtnlp.data.task_data import TaskData
@@ -54,6 +56,29 @@ def test_text_files_read_alike_and_know_their_lines(name, content, place, tmp_pa
     assert [{**row, "text": row["text"].replace("\nmore", "")} for row in rows] == ROWS
     assert rows.where(3) == str(tmp_path / place)
     assert rows.columns == ["text", "label"] and len(rows) == 40 and rows[-1] == ROWS[-1]
+
+
+@pytest.mark.parametrize("block", [1, 3, 1 << 24])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n \n"])
+def test_json_lines_are_those_that_hold_something(block, end, tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "BLOCK", block)
+    lines = ['{"a": 1}', "", "  ", ' {"a": 2}', "\t\r", '{"a": 3}\r', '{"a": 4}']
+    rows, numbers = readers.read(Path(write(tmp_path / "x.jsonl", "\n".join(lines) + end)))
+
+    assert list(rows) == [{"a": n} for n in (1, 2, 3, 4)] and rows[1:3] == [{"a": 2}, {"a": 3}]
+    assert list(numbers) == [1, 4, 6, 7]
+    assert list(readers.read(Path(write(tmp_path / "empty.jsonl", end)))[0]) == []
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="this system does not list a process's open files")
+def test_a_thousand_tasks_do_not_keep_a_thousand_files_open(tmp_path):
+    paths = [write(tmp_path / f"{i}.jsonl", jsonl(ROWS[i % 40 :][:2])) for i in range(100)]
+    before = len(os.listdir("/dev/fd"))
+
+    opened = [open_rows(spec({"train": path}))["train"] for path in paths]
+
+    assert len(os.listdir("/dev/fd")) - before <= 64
+    assert all(rows[0] == ROWS[i % 40] for i, rows in enumerate(opened))
 
 
 @pytest.mark.parametrize(("ending", "mark"), [("csv", ","), ("tsv", "\t")])

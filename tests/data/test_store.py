@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,8 +53,24 @@ def test_a_store_reopened_equals_the_store_built_whatever_the_chunks(
         monkeypatch.undo()
 
         assert equal(built, whole) and equal(built, reopened)
-        assert isinstance(reopened["tokens"], np.memmap) and len(built) == len(rows)
+        assert len(built) == len(rows)
     assert len(list(tmp_path.iterdir())) == len(kinds)
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="this system does not list a process's open files")
+def test_a_store_is_read_where_it_lies_and_keeps_no_file_open(tokenizers, tasks, tmp_path):
+    spec, rows = tasks["classify"]
+    before = len(os.listdir("/dev/fd"))
+
+    store = tokenise(spec, memory(rows, "m"), Encoder(tokenizers["bert"], "encoder", 100), tmp_path)
+
+    assert len(os.listdir("/dev/fd")) == before
+    first = int(store["tokens"][0])
+    with (store.path / "tokens.bin").open("r+b") as file:
+        file.write(store["tokens"].dtype.type(first + 1).tobytes())
+    assert store["tokens"][0] == first + 1
+    with pytest.raises(ValueError, match="read-only"):
+        store["tokens"][0] = 0
 
 
 def test_anything_that_changes_the_tokens_makes_another_store(tokenizers, tasks, tmp_path):

@@ -1,4 +1,4 @@
-"""A task alone in a run is plain single-task training, bit for bit.
+"""A task alone in a run is plain single-task training: bit for bit, or to rounding.
 
 The plain side is what one would write by hand for one task: a network of transformers, a low-rank update in
 its linear layers, a linear head, one loss, torch's AdamW and transformers' schedule. It shares no code with
@@ -22,6 +22,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
 
 from mtnlp.data.batch import Batch
+from mtnlp.kernels.dropout import speed_up
 from mtnlp.train.loop import Run, steps
 
 STEPS, EXAMPLES, RANK, ALPHA = 8, 10, 8, 16
@@ -116,6 +117,7 @@ class Twin:
         optimizer = torch.optim.AdamW(groups, lr=LR, fused=True)
         schedule = tr.get_linear_schedule_with_warmup(optimizer, 1, len(batches))
         losses = []
+        speed_up(self.model)  # the same masks on both sides; tests/kernels shows that they are dropout's
         self.model.train()
         for step, micro_batches in enumerate(batches):
             torch.manual_seed(
@@ -141,7 +143,9 @@ def one_task(folder: str, kind: str, strategy: str, *, max_norm: float = 1e9) ->
         examples_per_step=EXAMPLES, max_norm=max_norm,
     )  # fmt: skip
     recipe["model"]["head_dropout"] = DROPOUT
-    return tiny_tasks.build(recipe)
+    run = tiny_tasks.build(recipe)
+    run.mixture.flat = False  # the plain side pads; tests/models/test_flat.py has flat against padded
+    return run
 
 
 def loaded(folder: str, network: str) -> nn.Module:
@@ -194,7 +198,9 @@ def folders(tmp_path_factory):
 
 @pytest.mark.parametrize(("kind", "network"), CASES)
 @pytest.mark.parametrize("strategy", ["lora-per-task", "full"])
-def test_a_task_alone_is_plain_single_task_training_bit_for_bit(folders, strategy, kind, network):
+def test_a_task_alone_is_plain_single_task_training(folders, strategy, kind, network):
+    """Bit for bit with all weights; a low-rank update adds its gradient inside one product, which rounds once
+    less than autograd's sum of two."""
     run = one_task(folders[network], kind, strategy)
     twin, start = twin_of(run, folders[network], network), trained_by(run)
     batches = [tiny_tasks.batches(run, step) for step in range(STEPS)]
@@ -203,15 +209,14 @@ def test_a_task_alone_is_plain_single_task_training_bit_for_bit(folders, strateg
     expected = twin.train(batches, kind, run.seed, None)
 
     end = trained_by(run)
-    differ = [name for name in end if not torch.equal(end[name], twin.trained[name])]
+    worst = farthest(end, twin.trained)
     moved = min(farthest({name: end[name]}, {name: start[name]}) for name in end)
     print(
         f"\n{strategy}, {kind} on {network}: {STEPS} steps, {sum(map(len, batches))} micro-batches, loss "
         f"{losses[0]:.3f} -> {losses[-1]:.3f}, {len(end)} tensors moved by {moved:.0e} or more; "
-        f"{len(differ)} differ"
+        f"largest difference {worst:.1e}"
     )
-    assert end.keys() == twin.trained.keys()
-    assert differ == []
+    assert worst == 0 if strategy == "full" else worst < 5e-6
     assert losses == pytest.approx(expected, abs=1e-6)
     assert moved > 0 and tiny_tasks.dropouts(run.model) <= {DROPOUT}
 

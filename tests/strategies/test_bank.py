@@ -6,8 +6,9 @@ import pytest
 import tiny
 import torch
 
+from mtnlp.errors import MtnlpError
 from mtnlp.strategies._bank import Bank
-from mtnlp.strategies._lora import add_low_rank, draw_down, zeros
+from mtnlp.strategies._lora import draw_down, zeros
 
 
 def bank(tasks, seed=0):
@@ -78,21 +79,6 @@ def test_it_knows_when_the_leaf_is_out_of_date():
         assert made.holds([0])
 
 
-def test_the_gathered_update_equals_one_sequence_at_a_time():
-    generator = torch.Generator().manual_seed(0)
-    x, y, down, up = (
-        torch.randn(*shape, generator=generator, dtype=torch.float64)
-        for shape in ((5, 7, 3), (5, 7, 4), (2, 6, 3), (2, 6, 4))
-    )
-    rows = torch.tensor([0, 1, 1, 0, 1])
-    expected = torch.stack([y[i] + 0.5 * x[i] @ down[rows[i]].T @ up[rows[i]] for i in range(5)])
-
-    torch.testing.assert_close(add_low_rank(y, x, down, up, rows, 0.5), expected)
-    by_token = add_low_rank(y.flatten(0, 1), x.flatten(0, 1), down, up, rows.repeat_interleave(7), 0.5)
-    torch.testing.assert_close(by_token.view_as(y), expected)
-    torch.testing.assert_close(add_low_rank(y[[0, 3]], x[[0, 3]], down, up, None, 0.5), expected[[0, 3]])
-
-
 def test_a_task_alone_is_plain_lora_bit_for_bit():
     own, plain = tiny.model("lora-per-task", "bert", ["a"]), tiny.model("lora", "bert", ["a"])
     batch = tiny.batch("encoder", (0, 0, 0, 0))
@@ -107,12 +93,10 @@ def test_a_task_alone_is_plain_lora_bit_for_bit():
         loss.backward()
 
     assert torch.equal(*losses)
-    start = 0
-    for name in layout:
+    for name, (start, shape) in own.strategy.bank.layout.items():
         parameter = plain.shared_parameters()[f"net.{name}"]
         piece = own.strategy.bank.leaf.grad[0, start : start + parameter.numel()]
-        assert torch.equal(piece.view_as(parameter), parameter.grad), name
-        start += parameter.numel()
+        assert torch.equal(piece.view(shape), parameter.grad), name
 
 
 def test_one_task_of_many_in_a_batch_gets_the_same_as_alone_in_the_run():
@@ -143,3 +127,56 @@ def test_gradients_stop_below_the_first_adapted_layer():
     model(tiny.batch("encoder", (0, 1)))
 
     assert not (seen[0][0] if isinstance(seen[0], tuple) else seen[0]).requires_grad
+
+
+def test_tasks_of_different_rank_learn_what_each_would_alone():
+    options = {"ranks": {"b": 5}, "alphas": {"a": 3.0}, "rank": 2}
+    both = tiny.model("lora-per-task", "bert", ["a", "b"], **options)
+    apart = {
+        "a": tiny.model("lora-per-task", "bert", ["a"], rank=2, alpha=3.0),
+        "b": tiny.model("lora-per-task", "bert", ["b"], rank=5),
+    }
+    for model in (both, *apart.values()):
+        for task in range(len(model.tasks)):
+            descend(model, task, steps=2)
+
+    for task, (name, alone) in enumerate(apart.items()):
+        expected = alone.strategy.bank.named(0)
+        for piece, values in both.strategy.bank.named(task).items():
+            rank = len(expected[piece])
+            torch.testing.assert_close(values[:rank], expected[piece], atol=1e-6, rtol=1e-5)
+            assert not values[rank:].any()
+        config, tensors = both.strategy.export(name)
+        own_config, own_tensors = alone.strategy.export(name)
+        assert config == own_config
+        torch.testing.assert_close(tensors, own_tensors, atol=1e-6, rtol=1e-5)
+
+
+def descend(model, task, steps):
+    """Gradient descent on one task, in place as the train room does it."""
+    bank = model.strategy.bank
+    for _ in range(steps):
+        model.begin(range(len(model.tasks)))
+        model(tiny.batch("encoder", (task,) * 3)).sums.sum().backward()
+        bank.rows[task] -= 0.1 * bank.leaf.grad[task]
+
+
+def test_an_option_for_a_task_that_is_not_there_is_told_with_the_nearest_name():
+    with pytest.raises(MtnlpError, match=r"ranks names 'aa', which is no task of this recipe. .*ab"):
+        tiny.model("lora-per-task", "bert", ["ab"], ranks={"aa": 3})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_an_evaluation_left_behind_serves_training(dtype):
+    model = tiny.model("lora-per-task", "bert", ["a", "b"])
+    batch = tiny.batch("encoder", (0, 1))
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with torch.inference_mode():
+            model.begin([0, 1])
+            model(batch)
+        model.begin([0, 1])
+        loss = model(batch).sums.sum()
+
+    loss.backward()
+
+    assert model.strategy.bank.leaf.grad.any()

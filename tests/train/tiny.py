@@ -90,6 +90,7 @@ def make(
     precision: str = "no",
     schedule: Schedule | None = None,
     rates=None,
+    flat: bool = False,
     **optimizer,
 ) -> Run:
     """A run; the same arguments always give the same one."""
@@ -123,6 +124,7 @@ def make(
         max_tokens=max_tokens,
         pad_id=0,
         form="encoder",
+        flat=flat,
     )
     update = Optimizer(model, weigher, schedule or Schedule(lr=1e-2, steps=total, warmup=1), **optimizer)
     return Run(
@@ -146,11 +148,13 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
 PLAIN = {  # run on 1 and on 2 ranks; eps keeps AdamW from blowing up what rounding leaves of zero gradients
     "bank": {"strategy": "lora-per-task", "dropout": 0.0, "eps": 1e-4},
     "one row": {"strategy": "lora-per-task", "dropout": 0.0, "eps": 1e-4, "examples": 1},  # none for rank 1
+    "bank, flat": {"strategy": "lora-per-task", "dropout": 0.0, "eps": 1e-4, "flat": True},
     "shared": {"strategy": "lora", "balancer": "uncertainty", "dropout": 0.0, "eps": 1e-4},
     "gram": {"strategy": "lora", "balancer": "pcgrad", "dropout": 0.0, "eps": 1e-4, "examples": 5},
 }
 SHARDED = {
     "full": {"strategy": "full", "dropout": 0.0, "eps": 1e-4, "max_tokens": 30},
+    "full, flat": {"strategy": "full", "dropout": 0.0, "eps": 1e-4, "max_tokens": 30, "flat": True},
     "full, one row": {"strategy": "full", "dropout": 0.0, "eps": 1e-4, "examples": 1},
     "full, gram": {"strategy": "full", "balancer": "pcgrad", "dropout": 0.0, "eps": 1e-4, "examples": 5},
     "sharded bank": {"strategy": "lora-per-task", "dropout": 0.0, "eps": 1e-4},

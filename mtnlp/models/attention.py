@@ -1,0 +1,248 @@
+"""Attention inside the blocks of a flat stream of tokens, as an implementation that transformers can call.
+
+    softmax(scaling * Q K^T + bias, hidden places out) V       for every block of sequences apart
+
+One autograd node does all blocks of a layer: it writes into one output and one gradient per input, and keeps
+for backward only the blocks' queries, keys, values and probabilities.
+
+Shapes: N tokens of a stream, H heads of queries, K heads of keys and values (H = G K), E width of a head; of
+a block: n sequences of length l (Lq queries, Lk keys).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from mtnlp.data.stream import Layout, Stream
+from mtnlp.errors import MtnlpError
+from mtnlp.kernels.dropout import mask as dropout_mask
+
+NAME = "mtnlp_flat"
+SHORT = 32  # keys: one vector of bfloat16
+
+_active: Active | None = None
+
+
+class Active:
+    """The layout that attention follows at present, and the masks that it asked for.
+
+    It must be what it was in the forward when gradient checkpointing runs that again: `flat.Flat.contexts`.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        streams = [layout.source] if layout.target is None else [layout.source, layout.target]
+        self.streams = {stream.tokens: stream for stream in streams}
+        self._bands: dict[tuple, Tensor] = {}
+        self._paddings: dict[int, list[Tensor | None]] = {}
+
+    def band(self, length: int, causal: bool, window: int | None, like: Tensor) -> Tensor | None:
+        """(length, length) to be added to scores: -inf at keys after the query (causal) or `window` and more
+        places away from it; None = all are seen."""
+        window = window if window is not None and window < length else None
+        if not causal and window is None:
+            return None
+        key = (length, causal, window, like.dtype)
+        if key not in self._bands:
+            places = torch.arange(length, device=like.device)
+            ahead = places - places.unsqueeze(1)
+            out = ahead > 0 if causal else torch.zeros_like(ahead, dtype=torch.bool)
+            out = out if window is None else out | (ahead.abs() >= window)
+            self._bands[key] = like.new_zeros(out.shape).masked_fill_(out, -torch.inf)
+        return self._bands[key]
+
+    def paddings(self, stream: Stream) -> list[Tensor | None]:
+        """Of every block (n, 1, 1, length - shortest), True on padding among its last places; None = none."""
+        if stream.tokens not in self._paddings:
+            masks = stream.mask[0].split([n * length for n, length in stream.shapes])
+            self._paddings[stream.tokens] = [
+                None if shortest == length else (mask == 0).view(n, 1, 1, length)[..., shortest:]
+                for mask, (n, length), shortest in zip(masks, stream.shapes, stream.shortest, strict=True)
+            ]
+        return self._paddings[stream.tokens]
+
+
+def register() -> None:
+    """Make the implementation known to transformers as NAME; it has no masks, so none are made for it."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+
+
+@contextmanager
+def following(active: Active) -> Iterator[None]:
+    """Inside, attention works on the blocks of `active`."""
+    global _active
+    before, _active = _active, active
+    try:
+        yield
+    finally:
+        _active = before
+
+
+def current() -> Active | None:
+    return _active
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    position_bias: Tensor | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls: query (1, H, N, E), key and value (1, K, M, E) -> (1, N, H, E).
+
+    position_bias: (1, H, Lq, Lk) for the longest block, learned; a tensor without elements = none.
+
+    Raises:
+        MtnlpError: something is asked for that is not done here.
+    """
+    if attention_mask is not None or softcap is not None or s_aux is not None:
+        raise MtnlpError(f"{type(module).__name__}: flat attention knows no masks, soft caps or sinks.")
+    active, kind = _active, query.device.type
+    queries, keys = active.streams[query.shape[2]], active.streams[key.shape[2]]
+    causal = bool(getattr(module, "is_causal", False)) and queries is keys
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+    bias = position_bias if position_bias is not None and position_bias.numel() else None
+    query, key, value = (x.squeeze(0).to(dtype) for x in (query, key, value))
+    bands: list[Tensor | None] = [None] * len(keys.shapes)
+    if queries is keys:
+        bands = [active.band(length, causal, sliding_window, query) for _, length in keys.shapes]
+    plan = Plan(
+        queries.shapes,
+        keys.shapes,
+        bands,
+        # Where attention is causal, no token sees the padding, which comes after it.
+        [None] * len(bands) if causal else active.paddings(keys),
+        query.shape[-1] ** -0.5 if scaling is None else scaling,
+        dropout,
+    )
+    return BlockAttention.apply(query, key, value, None if bias is None else bias.squeeze(0), plan), None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one layer attends: shapes of the blocks, what is out of sight in each, and the usual numbers."""
+
+    queries: tuple[tuple[int, int], ...]
+    keys: tuple[tuple[int, int], ...]
+    bands: list[Tensor | None]
+    paddings: list[Tensor | None]
+    scaling: float
+    dropout: float
+
+
+class BlockAttention(torch.autograd.Function):
+    """(H, N, E), (K, M, E), (K, M, E), (H, Lq, Lk) or None -> (1, N, H, E)."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+        heads, tokens, width = query.shape
+        out = query.new_empty(tokens, heads, width)
+        saved, rises, at, seen = [], [], 0, 0
+        with torch.autocast(query.device.type, enabled=False):
+            for (n, lq), (_, lk), band, padding in zip(plan.queries, plan.keys, plan.bands, plan.paddings):
+                # The G heads that share a key lie one after the other, as if they were further queries.
+                q = _cut(query, at, n, lq).reshape(n * len(key), -1, width)
+                k, v = (_cut(x, seen, n, lk) for x in (key, value))
+                scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=plan.scaling)
+                scores = scores.view(n, heads, lq, lk)
+                if bias is not None:
+                    scores += bias[:, :lq, :lk]
+                if band is not None:
+                    scores += band
+                if padding is not None:
+                    # Not -inf: a padded query may see nothing else.
+                    scores[..., -padding.shape[-1] :].masked_fill_(padding, torch.finfo(scores.dtype).min)
+                chances = torch.softmax(scores, -1, dtype=_precise(scores.dtype)).to(scores.dtype)
+                used, kept, rise = chances, None, 1.0
+                if plan.dropout:
+                    kept, rise = dropout_mask(chances, plan.dropout)
+                    used = _thinned(chances, kept, rise)
+                mixed = torch.bmm(used.view(len(k), -1, lk), v)
+                _paste(out, at, mixed.view(n, heads, lq, width))
+                saved += [q, k, v, chances, kept]
+                rises.append(rise)
+                at, seen = at + n * lq, seen + n * lk
+        ctx.save_for_backward(*saved)
+        ctx.plan, ctx.rises, ctx.shapes = plan, rises, (query.shape, key.shape)
+        ctx.bias = None if bias is None else (bias.shape, bias.dtype)
+        return out.unsqueeze(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        plan, saved = ctx.plan, iter(ctx.saved_tensors)
+        (heads, tokens, width), (key_heads, others, _) = ctx.shapes
+        grad = grad.squeeze(0).transpose(0, 1)
+        d_query = grad.new_empty(tokens, heads, width)
+        d_key, d_value = (grad.new_empty(others, key_heads, width) for _ in range(2))
+        d_bias = None
+        if ctx.needs_input_grad[3]:
+            d_bias = grad.new_zeros(ctx.bias[0], dtype=ctx.bias[1])
+        at = seen = 0
+        blocks = zip(plan.queries, plan.keys, ctx.rises, *[saved] * 5)
+        for (n, lq), (_, lk), rise, q, k, v, chances, kept in blocks:
+            g = _cut(grad, at, n, lq).reshape(q.shape)
+            used = chances if kept is None else _thinned(chances, kept, rise)
+            flat = (len(k), -1, lk)
+            _paste(d_value, seen, torch.bmm(used.view(flat).transpose(1, 2), g).view(n, -1, lk, width))
+            d = torch.bmm(g, v.transpose(1, 2)).view(chances.shape)
+            if kept is not None:
+                d = _thinned(d, kept, rise)
+            d = _softmax_backward(d, chances)
+            if d_bias is not None:
+                d_bias[:, :lq, :lk] += d.sum(0, dtype=d_bias.dtype)
+            d = d.view(flat)
+            empty = d.new_empty(1)
+            dq = torch.baddbmm(empty, d, k, beta=0, alpha=plan.scaling)
+            dk = torch.baddbmm(empty, d.transpose(1, 2), q, beta=0, alpha=plan.scaling)
+            _paste(d_query, at, dq.view(n, heads, lq, width))
+            _paste(d_key, seen, dk.view(n, -1, lk, width))
+            at, seen = at + n * lq, seen + n * lk
+        return *(x.transpose(0, 1) for x in (d_query, d_key, d_value)), d_bias, None
+
+
+def _cut(x: Tensor, start: int, n: int, length: int) -> Tensor:
+    """(heads, tokens, E) -> (n heads, length, E)."""
+    block = x[:, start : start + n * length].unflatten(1, (n, length))
+    return block.transpose(0, 1).reshape(-1, length, x.shape[-1])
+
+
+def _paste(out: Tensor, start: int, block: Tensor) -> None:
+    """Write (n, heads, length, E) into its place of (tokens, heads, E)."""
+    n, heads, length, width = block.shape
+    out[start : start + n * length].view(n, length, heads, width).copy_(block.transpose(1, 2))
+
+
+def _thinned(x: Tensor, kept: Tensor, rise: float) -> Tensor:
+    """x * kept * rise: what dropout does, in one pass."""
+    return torch.addcmul(x.new_zeros(()), x, kept, value=rise)
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    """What softmax computes in: at least float32, as in transformers' eager attention."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _softmax_backward(grad: Tensor, chances: Tensor) -> Tensor:
+    """Gradient of the scores. On a CPU bfloat16 is 5-10 times as slow as float32 for rows shorter than 32."""
+    if chances.shape[-1] >= SHORT or chances.device.type != "cpu":
+        return torch._softmax_backward_data(grad, chances, -1, chances.dtype)
+    dtype = _precise(chances.dtype)
+    return torch._softmax_backward_data(grad.to(dtype), chances.to(dtype), -1, dtype).to(chances.dtype)

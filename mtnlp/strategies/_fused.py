@@ -1,0 +1,164 @@
+"""The low-rank update of linear layers that read the same input, forward and backward in one step each.
+
+    y_i = x W_i^T + b_i + s_t * mask(x) A_ti^T B_ti        i = 1..n layers (query, key, value ...), t the task
+
+One autograd node per group of layers: all A_i are one product, the input's gradient is summed in place, and
+what a bank's rows receive is added straight into the bank's own gradient, so nothing of the bank's size is
+made anew in a step. The frozen W_i get no gradient.
+
+Source: Hu et al. 2021, arXiv:2106.09685; one update per sequence, gathered by its task.
+Shapes: N tokens, n sequences of a part, l tokens of each, I inputs, O_i outputs, R rank, U live rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtnlp.kernels.dropout import dropout
+from mtnlp.strategies.base import Part
+
+
+@dataclass(frozen=True)
+class Update:
+    """What n layers need besides their input and their factors.
+
+    Args:
+        weights: (O_i, I) each, frozen; None = the layer's own product is made elsewhere.
+        biases: (O_i,) or None each.
+        parts: which tokens take which row; () where `only` is given.
+        only: the row that all tokens take, else None.
+        scale: alpha / rank of all rows, or (U,) of each.
+        dropout: probability with which an input of the update is dropped, for every element by itself.
+        sinks: called in backward, gives tensors like `down` and `ups` to add their gradients to; None =
+            these go autograd's way.
+    """
+
+    weights: Sequence[Tensor | None]
+    biases: Sequence[Tensor | None]
+    parts: Sequence[Part]
+    only: int | None
+    scale: float | Tensor
+    dropout: float = 0.0
+    sinks: Callable[[], Sequence[Tensor]] | None = None
+
+
+class LowRank(torch.autograd.Function):
+    """apply(x, down, update, anchor, *ups) -> n tensors (..., O_i).
+
+    x (..., I); down (U, n R, I), the A of all n layers; ups (U, R, O_i). `anchor` is any tensor that requires
+    a gradient: it makes the node part of the graph where x and the factors require none.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, down: Tensor, update: Update, anchor: Tensor, *ups: Tensor) -> tuple:
+        tokens = x.reshape(-1, x.shape[-1])
+        mask = dropout(torch.ones_like(tokens), update.dropout, True) if update.dropout else None
+        low = _project(tokens if mask is None else tokens * mask, down, update)
+        _scale(low, update)
+        outputs = []
+        for weight, bias, up, own in zip(update.weights, update.biases, ups, _each(low, ups), strict=True):
+            made_elsewhere = weight is None
+            y = (
+                tokens.new_zeros(len(tokens), up.shape[2])
+                if made_elsewhere
+                else F.linear(tokens, weight, bias)
+            )
+            _add_product(y, own, up, update)
+            outputs.append(y.view(*x.shape[:-1], -1))
+        ctx.update = update
+        ctx.save_for_backward(x, down, mask, low, *ups, *update.weights)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple:
+        update, count, wants_x = ctx.update, len(grads), ctx.needs_input_grad[0]
+        x, down, mask, low, *rest = ctx.saved_tensors
+        ups, weights = rest[:count], rest[count:]
+        tokens = x.reshape(-1, x.shape[-1])
+        sinks = update.sinks() if update.sinks else [torch.zeros_like(factor) for factor in (down, *ups)]
+        d_low, d_tokens = torch.empty_like(low), None
+        layers = zip(grads, weights, ups, sinks[1:], _each(low, ups), _each(d_low, ups), strict=True)
+        for grad, weight, up, sink, own, d_own in layers:
+            grad = grad.reshape(-1, grad.shape[-1])
+            d_own.copy_(_project(grad, up, update))
+            _add_outer(sink, own, grad, update)
+            if wants_x and weight is not None:
+                d_tokens = grad @ weight if d_tokens is None else d_tokens.addmm_(grad, weight)
+        _scale(d_low, update)
+        _add_outer(sinks[0], d_low, tokens if mask is None else tokens * mask, update)
+        if wants_x:
+            d_tokens = torch.zeros_like(tokens) if d_tokens is None else d_tokens
+            if mask is None:
+                _add_product(d_tokens, d_low, down, update)
+            else:
+                d_masked = torch.zeros_like(tokens)
+                _add_product(d_masked, d_low, down, update)
+                d_tokens.addcmul_(d_masked, mask)
+            d_tokens = d_tokens.view(x.shape)
+        by_autograd = sinks if update.sinks is None else [None] * (1 + count)
+        return d_tokens, by_autograd[0], None, None, *by_autograd[1:]
+
+
+def _each(low: Tensor, ups: Sequence[Tensor]) -> Sequence[Tensor]:
+    """(N, n R) -> n views (N, R)."""
+    return low.split([up.shape[1] for up in ups], dim=1)
+
+
+def _scale(low: Tensor, update: Update) -> None:
+    """low (N, ...) *= s_t, in place."""
+    if not isinstance(update.scale, Tensor):
+        low.mul_(update.scale)
+    elif update.only is not None:
+        low.mul_(update.scale[update.only].to(low.dtype))
+    else:
+        for start, stop, rows, _ in update.parts:
+            low[start:stop].unflatten(0, (len(rows), -1)).mul_(
+                update.scale[rows].to(low.dtype).view(-1, 1, 1)
+            )
+
+
+def _project(x: Tensor, factor: Tensor, update: Update) -> Tensor:
+    """(N, K) -> (N, R): x factor[t]^T, with factor (U, R, K)."""
+    if update.only is not None:
+        return x @ factor[update.only].t()
+    found = [
+        torch.bmm(x[start:stop].unflatten(0, (len(rows), -1)), factor.index_select(0, rows).transpose(1, 2))
+        for start, stop, rows, _ in update.parts
+    ]
+    return found[0].flatten(0, 1) if len(found) == 1 else torch.cat([part.flatten(0, 1) for part in found])
+
+
+def _add_product(y: Tensor, low: Tensor, factor: Tensor, update: Update) -> None:
+    """y (N, K) += low factor[t], with low (N, R) and factor (U, R, K)."""
+    if update.only is not None:
+        y.addmm_(low, factor[update.only])
+        return
+    for start, stop, rows, _ in update.parts:
+        shape = (len(rows), -1)
+        y[start:stop].unflatten(0, shape).baddbmm_(
+            low[start:stop].unflatten(0, shape), factor.index_select(0, rows)
+        )
+
+
+def _add_outer(sink: Tensor, low: Tensor, x: Tensor, update: Update) -> None:
+    """sink (U, R, K)[t] += low^T x, summed over the tokens of t, with low (N, R) and x (N, K)."""
+    if update.only is not None:
+        sink[update.only].add_(low.t() @ x)
+        return
+    for start, stop, rows, taken in update.parts:
+        shape = (len(rows), -1)
+        found = torch.bmm(
+            low[start:stop].unflatten(0, shape).transpose(1, 2), x[start:stop].unflatten(0, shape)
+        )
+        if taken is None:
+            sink.index_add_(0, rows, found.to(sink.dtype))
+        elif taken == list(range(len(sink))):
+            sink.add_(found)
+        else:  # on a CPU 2-8 times faster than index_add_, and as deterministic
+            live = sink.unbind(0)
+            torch._foreach_add_([live[row] for row in taken], list(found.to(sink.dtype).unbind(0)))

@@ -1,0 +1,157 @@
+"""The fused update of linear layers against one example at a time."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+
+from mtnlp.strategies._fused import LowRank, Update
+from mtnlp.strategies.base import Part
+
+INPUTS, OUTS, R, ROWS = 6, (4, 7, 5), 2, 3
+LAID_OUT = {  # (sequences, tokens of each, rows taken) one after the other
+    "one part": [(5, 4, [0, 1, 1, 2, 0])],
+    "each row once": [(3, 4, [0, 1, 2])],
+    "parts of several lengths": [(2, 5, [0, 2]), (3, 2, [1, 1, 2]), (1, 1, [0])],
+    "one row for all": [(4, 3, [1, 1, 1, 1])],
+}
+
+
+def parts_of(layout):
+    found, token = [], 0
+    for count, length, rows in layout:
+        found.append(Part(token, token + count * length, torch.tensor(rows), rows))
+        token += count * length
+    return found
+
+
+def drawn(tokens, layers, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    outs = OUTS[:layers]
+    weights, biases = (
+        [draw(out, INPUTS).detach() for out in outs],
+        [None, *(draw(out).detach() for out in outs[1:])],
+    )
+    return (
+        draw(1, tokens, INPUTS),
+        draw(ROWS, layers * R, INPUTS),
+        [draw(ROWS, R, out) for out in outs],
+        weights,
+        biases,
+    )
+
+
+def one_by_one(x, down, ups, weights, biases, parts, scale, mask=1.0):
+    """Plain products, token by token."""
+    outputs = []
+    taken = [
+        row for part in parts for row in part.taken for _ in range((part.stop - part.start) // len(part.rows))
+    ]
+    masked = x * mask
+    for i, (up, weight, bias) in enumerate(zip(ups, weights, biases)):
+        own = [
+            (scale[t] if isinstance(scale, torch.Tensor) else scale)
+            * masked[0, n]
+            @ down[t, i * R : (i + 1) * R].T
+            @ up[t]
+            for n, t in enumerate(taken)
+        ]
+        outputs.append(F.linear(x, weight, bias) + torch.stack(own).unsqueeze(0))
+    return outputs
+
+
+def gradients(outputs, tensors):
+    loss = sum((y.double() * torch.arange(y.numel()).view_as(y).sin()).sum() for y in outputs)
+    return torch.autograd.grad(loss, tensors)
+
+
+@pytest.mark.parametrize(
+    "scale", [0.5, torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)], ids=["same", "own"]
+)
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("case", LAID_OUT)
+def test_values_and_gradients_equal_one_token_at_a_time(case, layers, scale):
+    parts = parts_of(LAID_OUT[case])
+    x, down, ups, weights, biases = drawn(parts[-1].stop, layers)
+    only = 1 if case == "one row for all" else None
+
+    found = LowRank.apply(x, down, Update(weights, biases, parts, only, scale), down, *ups)
+    expected = one_by_one(x, down, ups, weights, biases, parts, scale)
+
+    torch.testing.assert_close(found, tuple(expected), rtol=1e-12, atol=1e-12)
+    tensors = (x, down, *ups)
+    torch.testing.assert_close(
+        gradients(found, tensors), gradients(expected, tensors), rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gradients_of_several_backwards_add_up_in_the_sinks(dtype):
+    parts = parts_of(LAID_OUT["parts of several lengths"])
+    x, down, ups, weights, biases = drawn(parts[-1].stop, 3, dtype)
+    sinks = [torch.ones(factor.shape, dtype=torch.float64) for factor in (down, *ups)]
+    update = Update(weights, biases, parts, None, 0.5, sinks=lambda: sinks)
+    anchor = torch.zeros(1, requires_grad=True)
+    expected = gradients(one_by_one(x, down, ups, weights, biases, parts, 0.5), (x, down, *ups))
+
+    for _ in range(2):
+        found = LowRank.apply(x, down.detach(), update, anchor, *(up.detach() for up in ups))
+        (gradient,) = gradients(found, (x,))
+
+    close = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype]
+    torch.testing.assert_close(gradient, expected[0], rtol=close, atol=close)
+    for sink, own in zip(sinks, expected[1:], strict=True):
+        torch.testing.assert_close(sink, 1 + 2 * own.double(), rtol=close, atol=10 * close)
+
+
+def test_a_dropped_input_is_dropped_from_the_update_and_its_gradients_only():
+    parts = parts_of(LAID_OUT["one part"])
+    x, down, ups, weights, biases = drawn(parts[-1].stop, 3)
+    update = Update(weights, biases, parts, None, 2.0, dropout=0.4)
+    torch.manual_seed(3)
+    mask = F.dropout(torch.ones_like(x[0]), 0.4)
+
+    torch.manual_seed(3)
+    found = LowRank.apply(x, down, update, down, *ups)
+    expected = one_by_one(x, down, ups, weights, biases, parts, 2.0, mask)
+
+    torch.testing.assert_close(found, tuple(expected))
+    tensors = (x, down, *ups)
+    torch.testing.assert_close(gradients(found, tensors), gradients(expected, tensors))
+
+
+def test_without_weights_the_update_alone_comes_back():
+    parts = parts_of(LAID_OUT["one part"])
+    x, down, ups, weights, biases = drawn(parts[-1].stop, 3)
+    base = [F.linear(x, weight, bias) for weight, bias in zip(weights, biases)]
+
+    alone = LowRank.apply(x, down, Update([None] * 3, [None] * 3, parts, None, 0.5), down, *ups)
+    whole = LowRank.apply(x, down, Update(weights, biases, parts, None, 0.5), down, *ups)
+
+    torch.testing.assert_close([y + own for y, own in zip(base, alone)], list(whole))
+    found = gradients([y + own for y, own in zip(base, alone)], (x, down, *ups))
+    torch.testing.assert_close(found, gradients(whole, (x, down, *ups)))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["lora", "lora-per-task"])
+def test_a_compiled_network_learns_the_same(name):
+    plain, compiled = (tiny.disturb(tiny.model(name, "bert", ["a", "b"])) for _ in range(2))
+    compiled.backbone.net.compile(backend="aot_eager")  # no C++ compiler needed
+    batch = tiny.batch("encoder", (0, 0, 1))
+    found = []
+    for model in (plain, compiled):
+        model.begin([0, 1])
+        model(batch).sums.sum().backward()
+        found.append([p.grad for p in model.shared_parameters().values()])
+        if model.strategy.bank is not None:
+            found[-1].append(model.strategy.bank.leaf.grad)
+
+    assert found[0]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
