@@ -12,12 +12,14 @@ import argparse
 import datetime
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import platform
 import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -61,6 +63,11 @@ def arguments(doc: str) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1, help="1 = CPU time, more = wall clock")
     parser.add_argument("--rounds", type=int, help="rounds of each comparison")
     return parser
+
+
+def apart() -> ProcessPoolExecutor:
+    """One fresh process, in which nothing has been set; an error if the system ends it (out of memory)."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
 def clock_for(threads: int) -> Callable[[], float]:

@@ -1,7 +1,7 @@
 """Real tokens per second of whole training runs on rows of many lengths, against the Trainer with peft.
 
 Run:     python benchmarks/end_to_end.py [--form encoder] [--examples 16 64] [--threads 2] [--json FILE]
-Cost:    an hour on one core; two minutes with --quick
+Cost:    an hour and a half on one core, 10 GB of memory; two minutes with --quick
 Rows of 16 tasks with random tokens. Encoder: lengths lognormal, median 60, sigma 0.9, 8..512, four labels.
 Encoder-decoder: tasks with median sources of 28..350 and median targets of 3..60 tokens, sigma 0.5. The
 network has random weights (BERT, 6 x 384; T5, 4 + 4 x 384, or --text bert2bert), LoRA of rank 8 on all
@@ -28,7 +28,10 @@ whole.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
+import ctypes
+import gc
+import os
+import platform
 import sys
 import tempfile
 import time
@@ -40,7 +43,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from _kit import Row, Times, arguments, clock_for, compared, doing, report, timed
+from _kit import Row, Times, apart, arguments, clock_for, compared, doing, report, timed
 
 TASKS, CONSTANT = 16, 64
 OVER_DEFAULTS = {"encoder": 10.0, "encoder-decoder": 6.0}
@@ -261,7 +264,6 @@ def trainer(case: Case, seed: int, steps: int) -> dict[str, float]:
 
 def train(case: Case, seed: int, steps: int | None = None) -> dict[str, float]:
     """One training run in the process of its case."""
-    import os
     import warnings
 
     import torch
@@ -273,23 +275,32 @@ def train(case: Case, seed: int, steps: int | None = None) -> dict[str, float]:
     torch.set_num_threads(case.threads)
     if case.strategy is None and case.tuned:
         torch.set_float32_matmul_precision("medium")
-    return (ours if case.strategy else trainer)(case, seed, steps or case.steps)
+    try:
+        return (ours if case.strategy else trainer)(case, seed, steps or case.steps)
+    finally:
+        give_back_memory()
+
+
+def give_back_memory() -> None:
+    """Leave the other processes room while this one waits for its next turn."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class Workers:
     """A process per case; `found` keeps all that they answered."""
 
     def __init__(self, cases: list[Case]) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self.pools = {case: spawn.Pool(1) for case in cases}
+        self.pools = {case: apart() for case in cases}
         self.found: dict[str, list[dict[str, float]]] = {case.name: [] for case in cases}
-        for started in [pool.apply_async(train, (case, 0, 2)) for case, pool in self.pools.items()]:
-            started.get()
+        for case, pool in self.pools.items():  # one after the other: together they would need much memory
+            pool.submit(train, case, 0, 2).result()
 
     def run(self, case: Case) -> float:
         """Seconds per real token of one more training run."""
         seen = self.found[case.name]
-        seen.append(self.pools[case].apply(train, (case, len(seen))))
+        seen.append(self.pools[case].submit(train, case, len(seen)).result())
         return seen[-1]["seconds"] / seen[-1]["real"]
 
     def __enter__(self) -> Workers:
@@ -297,7 +308,7 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         for pool in self.pools.values():
-            pool.terminate()
+            pool.shutdown()
 
 
 def rows_for(form: str, times: Times, found: dict[str, list[dict[str, float]]]) -> Iterator[Row]:

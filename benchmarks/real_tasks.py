@@ -16,7 +16,6 @@ scored, both on the same rows of the validation split and by the same metrics.
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 import tempfile
 from argparse import Namespace
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _kit import Row, arguments, clock_for, doing, report
+from _kit import Row, apart, arguments, clock_for, doing, report
 
 from mtnlp import assemble, config
 from mtnlp.bench.evaluate import TaskScore, evaluate, score
@@ -294,14 +293,13 @@ def main() -> int:
     scored = options.steps == options.whole
     common = (options.steps, options.rows, options.threads, scored)
     names = list(plan_of(options.tasks, options.steps).names)
-    spawn, many = multiprocessing.get_context("spawn"), []
-    with spawn.Pool(1) as pool:
+    with apart() as process:
         doing("one run of all")
-        one = pool.apply(joint, (options.tasks, *common))
-    with spawn.Pool(1) as pool:
+        one, many = process.submit(joint, options.tasks, *common).result(), []
+    with apart() as process:
         for i, name in enumerate(names):
             doing(f"{name} alone")
-            many.append(pool.apply(alone, (options.tasks, i, *common)))
+            many.append(process.submit(alone, options.tasks, i, *common).result())
     title = f"{options.tasks} real tasks, {options.steps} steps"
     report(title, rows_for(names, one, many, options), options, engine=one["engine"])
     return 0

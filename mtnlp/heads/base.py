@@ -22,8 +22,8 @@ class Head(nn.Module, ABC):
     so a task's head does not depend on which other tasks are in the run).
 
     Attributes:
-        reads_tokens: whether it needs the states of single tokens. Where not, `hidden_SLD` may also be (S, D),
-            what `pooled` has made of it: of all slices of a batch at once, which is faster.
+        reads_tokens: whether it needs states of single tokens. If not, `hidden_SLD` may also be (S, D): what
+            `pooled` has made of all slices of a batch at once, which is faster.
     """
 
     reads_tokens = False
@@ -63,8 +63,8 @@ def project(layer: nn.Linear, hidden: Tensor) -> Tensor:
 
 
 def pooled(hidden_SLD: Tensor, mask_SL: Tensor, how: str) -> Tensor:
-    """(S, D) float32 summary of each sequence: masked mean, first token, or last real token. (S, D) states are
-    one already."""
+    """(S, D) float32 summary of each sequence: masked mean, first token, or last real token. States of that
+    shape are one already."""
     if hidden_SLD.ndim == 2:
         return hidden_SLD
     hidden_SLD = hidden_SLD.float()

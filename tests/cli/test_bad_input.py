@@ -237,7 +237,7 @@ CASES = {
     ),
     "finetune good.yaml 'model.strategy={name: lora-per-task, rank: 33}'": (
         2,
-        "lora-per-task: rank=33 is larger than the layer encoder.layer.0.attention.self.query (32 inputs, 32 ",
+        "lora-per-task: rank=33 is larger than the layer encoder.layer.0.attention.self.query (32 inputs,",
         "and than 11 other layers. Lower model.strategy.rank to 32 or less.",
     ),
     "check good.yaml 'model.strategy={name: mixlora, rank: 64}'": (2, "mixlora: rank=64 is larger than the"),
