@@ -1,7 +1,7 @@
 """Real tokens per second of whole training runs on rows of many lengths, against the Trainer with peft.
 
 Run:     python benchmarks/end_to_end.py [--form encoder] [--examples 16 64] [--threads 2] [--json FILE]
-Cost:    an hour and a half on one core, 10 GB of memory; two minutes with --quick
+Cost:    an hour and a half on one core, 12 GB of memory; two minutes with --quick
 Rows of 16 tasks with random tokens. Encoder: lengths lognormal, median 60, sigma 0.9, 8..512, four labels.
 Encoder-decoder: tasks with median sources of 28..350 and median targets of 3..60 tokens, sigma 0.5. The
 network has random weights (BERT, 6 x 384; T5, 4 + 4 x 384, or --text bert2bert), LoRA of rank 8 on all

@@ -181,6 +181,8 @@ def build_model(recipe: Recipe, specs: Sequence[TaskSpec], backbone: Backbone) -
     torch.manual_seed(recipe.seed)
     strategy = config.build("model.strategy", recipe.model.strategy, strategies)
     strategy.attach(backbone, names, recipe.seed)
+    if strategy.bank is not None:
+        strategy.bank.on_cpu = recipe.train.bank_on_cpu
     made = {}
     if backbone.family == "encoder":
         for spec in specs:
@@ -290,8 +292,6 @@ def build_run(
     )
     model = build_model(recipe, plan.specs, backbone) if model is None else model
     balancer = build_balancer(recipe, model)
-    if model.strategy.bank is not None:
-        model.strategy.bank.on_cpu = settings.bank_on_cpu
     place(model, balancer, accelerator)
     optimizer = Optimizer(
         model,

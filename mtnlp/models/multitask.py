@@ -152,6 +152,11 @@ class MultitaskModel(nn.Module):
             return {}
         return {name: p for name, p in self.head(task).named_parameters() if p.requires_grad}
 
+    @property
+    def row_layout(self) -> str:
+        """A hash of how the rows of `bank/<task>` are laid out; empty where there is no bank."""
+        return "" if self.strategy.bank is None else self.strategy.bank.fingerprint
+
     def trainable_state(self) -> dict[str, Tensor]:
         """Everything training changes, by name: `shared/<parameter>`, `head/<task>/<parameter>`, and each
         task's row of the bank, `bank/<task>` (P,). Live tensors, not copies."""

@@ -9,6 +9,7 @@ Shapes: S sequences, L padded length, N tokens of a stream, D width.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -29,16 +30,16 @@ def frozen_blocks(backbone: Backbone) -> list[nn.Module]:
     """The leading blocks in which, and before which, nothing learns.
 
     A layer of a bank learns too, though it holds no parameter. Encoder-decoders have two rows of blocks, and
-    none of them count.
+    none of them count; nor do any where something around the blocks learns, which may be before them.
     """
     if backbone.family == "encoder-decoder":
         return []
     blocks = [block for _, block in backbone.blocks()]
-    inside = {id(p) for block in blocks for p in block.parameters()}
-    first = next((i for i, block in enumerate(blocks) if _learns(block)), len(blocks))
-    embeddings = backbone.net.get_input_embeddings().weight.requires_grad
-    around = any(p.requires_grad for p in backbone.net.parameters() if id(p) not in inside)
-    return [] if embeddings or (around and first < len(blocks)) else blocks[:first]
+    inside = {module for block in blocks for module in block.modules()}
+    if any(_learns(module) for module in backbone.net.modules() if module not in inside):
+        return []
+    first = next((i for i, block in enumerate(blocks) if any(map(_learns, block.modules()))), len(blocks))
+    return blocks[:first]
 
 
 def require(backbone: Backbone) -> list[nn.Module]:
@@ -49,7 +50,9 @@ def require(backbone: Backbone) -> list[nn.Module]:
     """
     if found := frozen_blocks(backbone):
         return found
-    why = "has two rows of blocks" if backbone.family == "encoder-decoder" else "learns in its lowest block"
+    why = "learns in its lowest block or outside of the blocks"
+    if backbone.family == "encoder-decoder":
+        why = "has two rows of blocks"
     raise MtnlpError(
         f"train.cache_trunk: {backbone.described} {why}, so there is nothing to keep. Adapt the upper blocks "
         'of an encoder or decoder only (model.strategy.targets, such as "layer\\.[45]\\."), take '
@@ -57,10 +60,9 @@ def require(backbone: Backbone) -> list[nn.Module]:
     )
 
 
-def _learns(block: nn.Module) -> bool:
-    return any(p.requires_grad for p in block.parameters()) or any(
-        hasattr(m, "bank") for m in block.modules()
-    )
+def _learns(module: nn.Module) -> bool:
+    """Whether the module itself does, its children left out."""
+    return hasattr(module, "bank") or any(p.requires_grad for p in module.parameters(recurse=False))
 
 
 class TrunkCache:
@@ -73,7 +75,7 @@ class TrunkCache:
         dtype: of the states that are kept.
 
     Raises:
-        MtnlpError: no block of the network is frozen from the bottom on.
+        MtnlpError: no block of the network is frozen from the bottom on, or the disk is too small.
     """
 
     def __init__(self, backbone: Backbone, path: Path, *, tokens: int, dtype: torch.dtype) -> None:
@@ -82,10 +84,16 @@ class TrunkCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         count = max(1, tokens) * self.width
+        if (needed := count * dtype.itemsize) > (free := shutil.disk_usage(path.parent).free):
+            raise MtnlpError(
+                f"train.cache_trunk: {needed / 2**20:,.1f} MiB may be needed in {path.parent}, and "
+                f"{free / 2**20:,.1f} MiB are free. Leave train.cache_trunk out, or choose another folder with "
+                "--out."
+            )
         self.states = torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(-1, self.width)
         self.places: dict[tuple[int, int], tuple[int, int]] = {}  # (task, row) -> first and last + 1 token
         self.used = 0
-        self._tuples = False  # whether the blocks of this network give tuples
+        self._tuples, self._dtype = False, dtype  # whether the blocks of this network give tuples, and of what
 
     @property
     def described(self) -> str:
@@ -128,7 +136,9 @@ class TrunkCache:
         finally:
             handle.remove()
         self._tuples = isinstance(seen[-1], tuple)
-        self._write(batch, seen[-1][0] if self._tuples else seen[-1])
+        states = seen[-1][0] if self._tuples else seen[-1]
+        self._dtype = states.dtype  # under autocast, norms give float32
+        self._write(batch, states)
 
     def _tokens(self, batch: Batch) -> Tensor:
         """(tokens,) the places in the padded batch, seen as (S * L,), of its rows' tokens, row by row."""
@@ -139,8 +149,8 @@ class TrunkCache:
         spans = [self.places[part.task, int(row)] for part in batch.slices for row in part.rows]
         index = torch.from_numpy(np.concatenate([np.arange(*span) for span in spans]))
         mask = batch.attention_mask
-        padded = self.states.new_zeros(mask.numel(), self.width, device=mask.device)
-        padded[self._tokens(batch)] = self.states[index].to(mask.device)
+        padded = torch.zeros(mask.numel(), self.width, dtype=self._dtype, device=mask.device)
+        padded[self._tokens(batch)] = self.states[index].to(padded)
         if batch.layout is not None:
             return padded[batch.layout.source.index].unsqueeze(0)
         return padded.view(*mask.shape, self.width)

@@ -124,7 +124,7 @@ def _live(found: tuple[RunFolder, Recipe, tuple[TaskSpec, ...]], *, trust_remote
     backbone = assemble.build_backbone(recipe, trust_remote_code=trust_remote_code)
     encoder = assemble.encoder_for(recipe, backbone.tokenizer, backbone.family)
     model = assemble.build_model(recipe, specs, backbone)
-    model.load_trainable_state(read_table(folder.weights))
+    model.load_trainable_state(read_table(folder.weights, model.row_layout))
     model.to(accelerator.device)
     predictor = assemble.build_predictor(recipe, model, encoder, accelerator)
     return Model(recipe, {spec.name: spec for spec in specs}, predictor)

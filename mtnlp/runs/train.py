@@ -319,7 +319,7 @@ def _train(plan: Plan, run: Run, folder: RunFolder, judge: _Judge, say: Callable
     if run.stopped:
         say(f"Stopped early: {run.stopped}.")
     if best:
-        checkpoint.load_weights(run, checkpoint.read_table(best))
+        checkpoint.load_weights(run, checkpoint.read_table(best, run.model.row_layout))
     else:
         checkpoint.save_weights(run, folder.weights)
 

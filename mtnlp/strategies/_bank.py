@@ -92,6 +92,11 @@ class Bank(nn.Module):
         return self
 
     @property
+    def fingerprint(self) -> str:
+        """Of the names, shapes and order of the pieces in a row: rows of another one mean something else."""
+        return blake2b(repr(list(self.layout.items())).encode(), digest_size=8).hexdigest()
+
+    @property
     def device(self) -> torch.device:
         """Where the leaf lies."""
         return self._device if self.on_cpu else self.rows.device

@@ -121,7 +121,7 @@ class LoraLayer(Replacement):
         if len(group) == 1:
             return self._with_base(x, self._compute(x)[0])
         found = joined.get(id(group))
-        if found is None or found[0] is not x:
+        if found is None or found[0] is not x or id(self) not in found[1]:
             found = joined[id(group)] = (x, dict(zip(map(id, group), self._compute(x), strict=True)))
         y = found[1].pop(id(self))
         if not found[1]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mtnlp import strategies
 from mtnlp.errors import did_you_mean, shown
 from mtnlp.strategies._bank import Bank
-from mtnlp.strategies._checks import check_rank
+from mtnlp.strategies._checks import check_own, check_rank
 from mtnlp.strategies._lora import PeftFormat, TaskLora, check_lora, find_targets, replace
 from mtnlp.strategies._siblings import siblings
 from mtnlp.strategies.base import Strategy, freeze, require
@@ -64,7 +64,8 @@ class LoraPerTask(Strategy):
         scales = [alpha / rank for rank, alpha in zip(ranks, alphas, strict=True)]
         scale = scales[0] if len(set(scales)) == 1 else torch.tensor(scales)
         found = find_targets(backbone, self.targets, "lora-per-task")
-        check_rank("lora-per-task", max(ranks), found)
+        check_own("lora-per-task", backbone, found)
+        check_rank("lora-per-task", max(ranks), found, key="ranks" if max(ranks) > self.rank else "rank")
         freeze(backbone)
         self.bank = Bank()
         self._own = dict(zip(tasks, zip(range(len(tasks)), ranks, alphas), strict=True))

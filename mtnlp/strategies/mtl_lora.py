@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mtnlp import strategies
 from mtnlp.strategies._bank import Bank, generator_for
-from mtnlp.strategies._checks import check_rank
+from mtnlp.strategies._checks import check_own, check_rank
 from mtnlp.strategies._lora import (
     BankLayer,
     add_up,
@@ -63,6 +63,7 @@ class MtlLora(Strategy):
 
     def attach(self, backbone: Backbone, tasks: Sequence[str], seed: int) -> None:
         found = find_targets(backbone, self.targets, "mtl-lora")
+        check_own("mtl-lora", backbone, found)
         check_rank("mtl-lora", self.rank, found)
         freeze(backbone)
         self.bank = Bank()

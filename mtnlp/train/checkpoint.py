@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mtnlp.train.loop import Run
 
 VERSION = 1
+ROW_LAYOUT = "row_layout"  # what the files' metadata call it
 NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -59,7 +60,7 @@ def save(run: Run, folder: Path, *, keep: int | None = None) -> Path:
             "stopped": run.stopped,
             "memory": run.memory,
         }
-        _write(path, tables, state)
+        _write(path, tables, state, run.model.row_layout)
         for old in checkpoints(folder)[:-keep] if keep else []:
             shutil.rmtree(old)
     run.accelerator.wait_for_everyone()
@@ -85,7 +86,8 @@ def load(run: Run, path: Path) -> None:
                 "Resume with the recipe in the run's folder, or start a new run."
             )
     weights, optimizer, balancer = (
-        read_table(path / f"{name}.safetensors") for name in ("weights", "optimizer", "balancer")
+        read_table(path / f"{name}.safetensors", run.model.row_layout)
+        for name in ("weights", "optimizer", "balancer")
     )
     load_weights(run, weights)
     run.optimizer.load_state(optimizer)
@@ -112,7 +114,7 @@ def save_weights(run: Run, path: Path) -> None:
     if run.accelerator.is_main_process:
         part = path.with_name(path.name + ".part")
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_table(part, weights)
+        write_table(part, weights, run.model.row_layout)
         part.replace(path)
         _sync(path.parent)
     run.accelerator.wait_for_everyone()
@@ -131,24 +133,38 @@ def read_state(path: Path) -> dict:
     return state
 
 
-def read_table(path: Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file. MtnlpError if it is missing or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def read_table(path: Path, row_layout: str = "") -> dict[str, Tensor]:
+    """The tensors of one safetensors file.
+
+    Args:
+        row_layout: of the model that they are for, see `MultitaskModel.row_layout`; empty = of no concern.
+
+    Raises:
+        MtnlpError: it is missing or damaged, or the rows in it are laid out otherwise.
+    """
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            found = (file.metadata() or {}).get(ROW_LAYOUT, "")
+            table = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise MtnlpError(f"{path} is missing or damaged: {error}. Take an earlier checkpoint.") from error
+    if row_layout and found != row_layout:
+        raise MtnlpError(
+            f"{path}: the parameters of single tasks are laid out otherwise than in this model. Another version "
+            "of mtnlp or transformers saved them, or another strategy. Use what saved them, or train again."
+        )
+    return table
 
 
-def write_table(path: Path, table: Mapping[str, Tensor]) -> None:
+def write_table(path: Path, table: Mapping[str, Tensor], row_layout: str = "") -> None:
     """Write tensors (whole, contiguous, on the CPU) to a safetensors file; it is on the disk afterwards."""
     from safetensors.torch import save_file
 
     path.touch()
     mode = path.stat().st_mode  # what the umask allows; save_file leaves a file for its owner only
-    save_file(dict(table), path, metadata={"format": "pt"})
+    save_file(dict(table), path, metadata={"format": "pt", ROW_LAYOUT: row_layout})
     path.chmod(mode)
     _sync(path)
 
@@ -158,12 +174,12 @@ def _gathered(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in table.items()}
 
 
-def _write(path: Path, tables: Mapping[str, Mapping[str, Tensor]], state: dict) -> None:
+def _write(path: Path, tables: Mapping[str, Mapping[str, Tensor]], state: dict, row_layout: str) -> None:
     part = path.with_name(path.name + ".part")
     shutil.rmtree(part, ignore_errors=True)  # left by a save that was cut short
     part.mkdir(parents=True)
     for name, table in tables.items():
-        write_table(part / f"{name}.safetensors", table)
+        write_table(part / f"{name}.safetensors", table, row_layout)
     with (part / "state.json").open("w", encoding="utf-8") as file:
         json.dump(state, file, indent=2)
         file.flush()

@@ -47,6 +47,8 @@ def _shard(model: MultitaskModel, accelerator: Accelerator) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard, register_fsdp_forward_method
 
+    from mtnlp.strategies._lora import Replacement
+
     plugin = FullyShardedDataParallelPlugin()  # reads what `accelerate launch` was told
     if plugin.fsdp_version != 2:
         raise MtnlpError("Sharding needs FSDP2; this run was launched with FSDP1. Add --fsdp_version 2.")
@@ -62,6 +64,8 @@ def _shard(model: MultitaskModel, accelerator: Accelerator) -> None:
     for method in ("predict", "option_scores", "generate"):
         register_fsdp_forward_method(model, method)  # they need whole weights too
     for module in model.modules():
+        if isinstance(module, Replacement):
+            module.keeps_cast = False
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # a sum; gloo has no other reduction

@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 
+from mtnlp import strategies
 from mtnlp.data.batch import Batch
 from mtnlp.data.stream import lay_out
 from mtnlp.errors import MtnlpError
@@ -105,3 +106,43 @@ def test_where_every_block_learns_the_fix_is_told(network, strategy, tmp_path):
     assert frozen_blocks(model.backbone) == []
     with pytest.raises(MtnlpError, match=r"cache_trunk.*nothing to keep.*targets"):
         TrunkCache(model.backbone, tmp_path / "trunk", tokens=9, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("strategy", ["lora", "lora-per-task"])
+def test_nothing_is_kept_where_a_layer_before_the_blocks_learns(strategy):
+    class Widened(torch.nn.Module):
+        def __init__(self, inside):
+            super().__init__()
+            self.inside, self.widen = inside, torch.nn.Linear(32, 32)
+
+        def forward(self, *args, **options):
+            return self.widen(self.inside(*args, **options))
+
+    backbone = tiny.backbone("bert")
+    backbone.net.embeddings = Widened(backbone.net.embeddings)
+    backbone.net.get_input_embeddings = lambda: backbone.net.embeddings.inside.word_embeddings
+
+    strategies.get(strategy)(targets=r"widen|layer\.1\.").attach(backbone, ["a"], 0)
+
+    assert frozen_blocks(backbone) == []
+
+
+def test_kept_states_come_back_in_the_type_that_the_network_gave(tmp_path):
+    model = tiny.model("heads", "bert", ["a", "b"])
+    batch = tiny.batch("encoder", (0, 0, 1))
+    model.trunk = TrunkCache(model.backbone, tmp_path / "trunk", tokens=99, dtype=torch.bfloat16)
+    model.begin([0, 1])
+
+    types = []
+    for _ in range(2):
+        with torch.no_grad(), model.trunk.around(batch), torch.autocast("cpu", torch.bfloat16):
+            types.append(model.backbone.hidden(batch).dtype)
+    assert types == [torch.float32] * 2
+
+
+def test_a_disk_that_is_too_small_is_told_before_a_file_is_made(tmp_path):
+    model = tiny.model("heads", "bert", ["a", "b"])
+
+    with pytest.raises(MtnlpError, match=r"cache_trunk: .* MiB may be needed in .* are free. Leave"):
+        TrunkCache(model.backbone, tmp_path / "trunk", tokens=1 << 50, dtype=torch.float32)
+    assert not list(tmp_path.iterdir())

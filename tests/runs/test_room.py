@@ -85,3 +85,26 @@ def test_what_is_needed_is_what_a_run_holds_when_all_tasks_are_live(recipe, stra
 
     assert parts["weights"] == sum(t.nbytes for t in weights)
     assert parts["gradients and moments"] == sum(t.nbytes for t in (*trained, *moments, *copies))
+
+
+def test_rows_in_main_memory_take_no_room_on_the_device(recipe, monkeypatch):
+    class Device:
+        type = "cuda"
+
+    made = recipe("lora-per-task")
+    model = tiny_tasks.build(made).model
+    whole, rows = sum(room.needed(resolve(made).recipe, model).values()), model.strategy.bank.rows.nbytes
+    left = {"cuda": whole - 3 * rows, "cpu": 2 * rows}
+    monkeypatch.setattr(room.torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(room.torch.accelerator, "current_accelerator", Device)
+    monkeypatch.setattr(memory, "free", lambda device="cpu": left[device])
+    activations = room.needed(resolve(made).recipe, model)["activations"]
+    left["cuda"] -= activations
+
+    with pytest.raises(MtnlpError, match="for weights and moments"):
+        room.require(resolve(made).recipe, model)
+    made["train"]["bank_on_cpu"] = True
+    room.require(resolve(made).recipe, model)
+    left["cpu"] -= 1
+    with pytest.raises(MtnlpError, match="3 tasks x .* for moments, and"):
+        room.require(resolve(made).recipe, model)

@@ -28,3 +28,15 @@ def test_a_rank_may_be_as_large_as_the_smallest_side_of_a_layer(kind, pattern, m
     assert str(told.value).startswith(f"lora: rank={most + 1} is larger than the ")
     assert message in str(told.value)
     assert str(told.value).endswith(f" Lower model.strategy.rank to {most} or less.")
+
+
+@pytest.mark.parametrize("strategy", ["lora-per-task", "mtl-lora"])
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_the_layer_that_scores_words_is_not_adapted_task_by_task(kind, strategy):
+    with pytest.raises(MtnlpError, match=rf"{strategy}: targets match lm_head, .* Use targets=auto"):
+        tiny.model(strategy, kind, ["a", "b"], targets=".")
+
+
+def test_a_rank_of_one_task_that_is_too_large_is_told_by_its_own_key():
+    with pytest.raises(MtnlpError, match="rank=99 is larger .* Lower model.strategy.ranks to 32"):
+        tiny.model("lora-per-task", "bert", ["a", "b"], ranks={"b": 99})

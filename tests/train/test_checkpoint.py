@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from mtnlp.errors import MtnlpError
+from mtnlp.strategies._bank import Bank
+from mtnlp.strategies._lora import zeros
 from mtnlp.train import checkpoint
 from mtnlp.train.loop import steps
 
@@ -124,3 +126,25 @@ def test_damage_is_named(tiny, saved, name, damage):
 
     with pytest.raises(MtnlpError, match=name):
         checkpoint.load(tiny.make(), saved)
+
+
+@pytest.mark.parametrize("saved_as", ["nothing", "another"])
+def test_rows_that_are_laid_out_otherwise_are_refused(tiny, saved, saved_as):
+    run, path = tiny.make(), saved / "weights.safetensors"
+    table = checkpoint.read_table(path, run.model.row_layout)
+    checkpoint.write_table(path, table, "" if saved_as == "nothing" else "0123456789abcdef")
+
+    with pytest.raises(MtnlpError, match="weights.safetensors: .* laid out otherwise .* or train again"):
+        checkpoint.load(run, saved)
+
+
+def test_the_layout_of_a_row_is_its_pieces_in_their_order():
+    def layout(*pieces):
+        bank = Bank()
+        for name, shape in pieces:
+            bank.add(name, shape, zeros)
+        return bank.fingerprint
+
+    a, b = ("a.down", (2, 3)), ("b.down", (2, 3))
+    assert layout(a, b) == layout(a, b)
+    assert len({layout(a, b), layout(b, a), layout(a), layout(("a.down", (3, 2)), b)}) == 4
