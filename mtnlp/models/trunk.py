@@ -87,13 +87,13 @@ class TrunkCache:
         if (needed := count * dtype.itemsize) > (free := shutil.disk_usage(path.parent).free):
             raise MtnlpError(
                 f"train.cache_trunk: {needed / 2**20:,.1f} MiB may be needed in {path.parent}, and "
-                f"{free / 2**20:,.1f} MiB are free. Leave train.cache_trunk out, or choose another folder with "
-                "--out."
+                f"{free / 2**20:,.1f} MiB are free. Leave train.cache_trunk out, or choose another folder "
+                "with --out."
             )
         self.states = torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(-1, self.width)
         self.places: dict[tuple[int, int], tuple[int, int]] = {}  # (task, row) -> first and last + 1 token
         self.used = 0
-        self._tuples, self._dtype = False, dtype  # whether the blocks of this network give tuples, and of what
+        self._tuples, self._dtype = False, dtype  # whether the network's blocks give tuples, and of what
 
     @property
     def described(self) -> str:

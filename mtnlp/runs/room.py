@@ -49,10 +49,10 @@ def require(recipe: Recipe, model: MultitaskModel) -> None:
     parts, counts, tasks = needed(recipe, model), assemble.parameter_counts(model), len(model.tasks)
     total = parts["weights"] + parts["gradients and moments"]
     if device != "cpu" and recipe.train.bank_on_cpu:
-        elsewhere, left = 4 * 3 * _rows(model), memory.free()  # rows, which are there already, and two moments
-        if left is not None and elsewhere * 2 // 3 > left:
-            raise MtnlpError(memory.too_many(tasks, _rows(model) // tasks, elsewhere * 2 / 3, "moments", left))
-        total -= elsewhere
+        rows, left = 4 * _rows(model), memory.free()  # the rows are there already, their two moments not
+        if left is not None and 2 * rows > left:
+            raise MtnlpError(memory.too_many(tasks, _rows(model) // tasks, 2 * rows, "moments", left))
+        total -= 3 * rows
     free += _there(model, device)
     if total <= free:
         return

@@ -127,8 +127,8 @@ def _project(x: Tensor, factor: Tensor, update: Update) -> Tensor:
     if update.only is not None:
         return x @ factor[update.only].t()
     found = [
-        torch.bmm(x[start:stop].unflatten(0, (len(rows), -1)), factor.index_select(0, rows).transpose(1, 2))
-        for start, stop, rows, _ in update.parts
+        torch.bmm(x[start:stop].unflatten(0, (len(rows), -1)), _taken(factor, rows, taken).transpose(1, 2))
+        for start, stop, rows, taken in update.parts
     ]
     return found[0].flatten(0, 1) if len(found) == 1 else torch.cat([part.flatten(0, 1) for part in found])
 
@@ -138,11 +138,16 @@ def _add_product(y: Tensor, low: Tensor, factor: Tensor, update: Update) -> None
     if update.only is not None:
         y.addmm_(low, factor[update.only])
         return
-    for start, stop, rows, _ in update.parts:
+    for start, stop, rows, taken in update.parts:
         shape = (len(rows), -1)
         y[start:stop].unflatten(0, shape).baddbmm_(
-            low[start:stop].unflatten(0, shape), factor.index_select(0, rows)
+            low[start:stop].unflatten(0, shape), _taken(factor, rows, taken)
         )
+
+
+def _taken(factor: Tensor, rows: Tensor, taken: list[int] | None) -> Tensor:
+    """(n, R, K) of (U, R, K); no copy where a part takes every row in its turn."""
+    return factor if taken == list(range(len(factor))) else factor.index_select(0, rows)
 
 
 def _add_outer(sink: Tensor, low: Tensor, x: Tensor, update: Update) -> None:

@@ -152,8 +152,9 @@ def read_table(path: Path, row_layout: str = "") -> dict[str, Tensor]:
         raise MtnlpError(f"{path} is missing or damaged: {error}. Take an earlier checkpoint.") from error
     if row_layout and found != row_layout:
         raise MtnlpError(
-            f"{path}: the parameters of single tasks are laid out otherwise than in this model. Another version "
-            "of mtnlp or transformers saved them, or another strategy. Use what saved them, or train again."
+            f"{path}: the parameters of single tasks are laid out otherwise than in this model. Another "
+            "version of mtnlp or transformers saved them, or another strategy. Use what saved them, or train "
+            "again."
         )
     return table
 

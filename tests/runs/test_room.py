@@ -106,5 +106,5 @@ def test_rows_in_main_memory_take_no_room_on_the_device(recipe, monkeypatch):
     made["train"]["bank_on_cpu"] = True
     room.require(resolve(made).recipe, model)
     left["cpu"] -= 1
-    with pytest.raises(MtnlpError, match="3 tasks x .* for moments, and"):
+    with pytest.raises(MtnlpError, match=r"3 tasks x .* for moments, and"):
         room.require(resolve(made).recipe, model)

@@ -38,5 +38,5 @@ def test_the_layer_that_scores_words_is_not_adapted_task_by_task(kind, strategy)
 
 
 def test_a_rank_of_one_task_that_is_too_large_is_told_by_its_own_key():
-    with pytest.raises(MtnlpError, match="rank=99 is larger .* Lower model.strategy.ranks to 32"):
+    with pytest.raises(MtnlpError, match=r"rank=99 is larger .* Lower model\.strategy\.ranks to 32"):
         tiny.model("lora-per-task", "bert", ["a", "b"], ranks={"b": 99})

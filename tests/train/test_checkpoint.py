@@ -134,7 +134,7 @@ def test_rows_that_are_laid_out_otherwise_are_refused(tiny, saved, saved_as):
     table = checkpoint.read_table(path, run.model.row_layout)
     checkpoint.write_table(path, table, "" if saved_as == "nothing" else "0123456789abcdef")
 
-    with pytest.raises(MtnlpError, match="weights.safetensors: .* laid out otherwise .* or train again"):
+    with pytest.raises(MtnlpError, match=r"weights\.safetensors: .* laid out otherwise .* or train again"):
         checkpoint.load(run, saved)
 
 
