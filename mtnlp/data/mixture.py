@@ -19,6 +19,7 @@ from mtnlp.data.cut import BLOCK_OVERHEAD, cut, pack
 from mtnlp.data.plan import Quota, StepPlan
 from mtnlp.data.shuffle import key_of, mixed, permuted
 from mtnlp.data.store import TokenStore
+from mtnlp.data.stream import EVEN
 from mtnlp.errors import DataError
 from mtnlp.samplers.base import Phase
 
@@ -137,4 +138,5 @@ class Mixture:
         stretches = cut(*sizes, max_tokens=max_tokens, overhead=BLOCK_OVERHEAD)
         lengths, sequences, targets = sizes
         tokens = [int(sequences[a:b].sum() * (lengths[b - 1] + targets[a:b].max())) for a, b in stretches]
-        return pack(stretches, tokens, max_tokens)[::-1]
+        # Room for what makes a stream of several blocks even.
+        return pack(stretches, tokens, max_tokens * EVEN // (EVEN + 1))[::-1]

@@ -26,6 +26,7 @@ from mtnlp.kernels.dropout import mask as dropout_mask
 
 NAME = "mtnlp_flat"
 SHORT = 32  # keys: one vector of bfloat16
+SMALL = 1 << 14  # scores of a head in a block, up to which float32 is as fast on a CPU, all told
 
 _active: Active | None = None
 
@@ -158,8 +159,9 @@ class BlockAttention(torch.autograd.Function):
         with torch.autocast(query.device.type, enabled=False):
             for (n, lq), (_, lk), band, padding in zip(plan.queries, plan.keys, plan.bands, plan.paddings):
                 # The G heads that share a key lie one after the other, as if they were further queries.
-                q = _cut(query, at, n, lq).reshape(n * len(key), -1, width)
-                k, v = (_cut(x, seen, n, lk) for x in (key, value))
+                dtype = _block_dtype(query, n * lq * lk)
+                q = _cut(query, at, n, lq).reshape(n * len(key), -1, width).to(dtype)
+                k, v = (_cut(x, seen, n, lk).to(dtype) for x in (key, value))
                 scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=plan.scaling)
                 scores = scores.view(n, heads, lq, lk)
                 if bias is not None:
@@ -198,7 +200,7 @@ class BlockAttention(torch.autograd.Function):
         at = seen = 0
         blocks = zip(plan.queries, plan.keys, ctx.rises, *[saved] * 5)
         for (n, lq), (_, lk), rise, q, k, v, chances, kept in blocks:
-            g = _cut(grad, at, n, lq).reshape(q.shape)
+            g = _cut(grad, at, n, lq).reshape(q.shape).to(q.dtype)
             used = chances if kept is None else _thinned(chances, kept, rise)
             flat = (len(k), -1, lk)
             _paste(d_value, seen, torch.bmm(used.view(flat).transpose(1, 2), g).view(n, -1, lk, width))
@@ -216,6 +218,13 @@ class BlockAttention(torch.autograd.Function):
             _paste(d_key, seen, dk.view(n, -1, lk, width))
             at, seen = at + n * lq, seen + n * lk
         return *(x.transpose(0, 1) for x in (d_query, d_key, d_value)), d_bias, None
+
+
+def _block_dtype(x: Tensor, scores: int) -> torch.dtype:
+    """What a block is computed in: for bfloat16 on a CPU, oneDNN compiles every new shape for milliseconds,
+    so small blocks, which come in many, are float32."""
+    small = x.device.type == "cpu" and x.dtype == torch.bfloat16 and scores <= SMALL
+    return torch.float32 if small else x.dtype
 
 
 def _cut(x: Tensor, start: int, n: int, length: int) -> Tensor:

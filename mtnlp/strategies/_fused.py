@@ -50,15 +50,17 @@ class Update:
 class LowRank(torch.autograd.Function):
     """apply(x, down, update, anchor, *ups) -> n tensors (..., O_i).
 
-    x (..., I); down (U, n R, I), the A of all n layers; ups (U, R, O_i). `anchor` is any tensor that requires
-    a gradient: it makes the node part of the graph where x and the factors require none.
+    x (..., I); down (U, n R, I), the A of all n layers; ups (U, R, O_i). Their products are made in the type
+    of the factors: that of x or a wider one. `anchor` is any tensor that requires a gradient: it makes the
+    node part of the graph where x and the factors require none.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, down: Tensor, update: Update, anchor: Tensor, *ups: Tensor) -> tuple:
         tokens = x.reshape(-1, x.shape[-1])
-        mask = dropout(torch.ones_like(tokens), update.dropout, True) if update.dropout else None
-        low = _project(tokens if mask is None else tokens * mask, down, update)
+        read = tokens.to(down.dtype)
+        mask = dropout(torch.ones_like(read), update.dropout, True) if update.dropout else None
+        low = _project(read if mask is None else read * mask, down, update)
         _scale(low, update)
         outputs = []
         for weight, bias, up, own in zip(update.weights, update.biases, ups, _each(low, ups), strict=True):
@@ -79,26 +81,27 @@ class LowRank(torch.autograd.Function):
         update, count, wants_x = ctx.update, len(grads), ctx.needs_input_grad[0]
         x, down, mask, low, *rest = ctx.saved_tensors
         ups, weights = rest[:count], rest[count:]
-        tokens = x.reshape(-1, x.shape[-1])
+        read = x.reshape(-1, x.shape[-1]).to(down.dtype)
         sinks = update.sinks() if update.sinks else [torch.zeros_like(factor) for factor in (down, *ups)]
         d_low, d_tokens = torch.empty_like(low), None
         layers = zip(grads, weights, ups, sinks[1:], _each(low, ups), _each(d_low, ups), strict=True)
         for grad, weight, up, sink, own, d_own in layers:
             grad = grad.reshape(-1, grad.shape[-1])
-            d_own.copy_(_project(grad, up, update))
-            _add_outer(sink, own, grad, update)
+            wide = grad.to(down.dtype)
+            d_own.copy_(_project(wide, up, update))
+            _add_outer(sink, own, wide, update)
             if wants_x and weight is not None:
                 d_tokens = grad @ weight if d_tokens is None else d_tokens.addmm_(grad, weight)
         _scale(d_low, update)
-        _add_outer(sinks[0], d_low, tokens if mask is None else tokens * mask, update)
+        _add_outer(sinks[0], d_low, read if mask is None else read * mask, update)
         if wants_x:
-            d_tokens = torch.zeros_like(tokens) if d_tokens is None else d_tokens
+            d_tokens = torch.zeros_like(read, dtype=x.dtype) if d_tokens is None else d_tokens
             if mask is None:
                 _add_product(d_tokens, d_low, down, update)
             else:
-                d_masked = torch.zeros_like(tokens)
+                d_masked = torch.zeros_like(read)
                 _add_product(d_masked, d_low, down, update)
-                d_tokens.addcmul_(d_masked, mask)
+                d_tokens.add_(d_masked.mul_(mask))
             d_tokens = d_tokens.view(x.shape)
         by_autograd = sinks if update.sinks is None else [None] * (1 + count)
         return d_tokens, by_autograd[0], None, None, *by_autograd[1:]
@@ -134,15 +137,17 @@ def _project(x: Tensor, factor: Tensor, update: Update) -> Tensor:
 
 
 def _add_product(y: Tensor, low: Tensor, factor: Tensor, update: Update) -> None:
-    """y (N, K) += low factor[t], with low (N, R) and factor (U, R, K)."""
+    """y (N, K) += low factor[t], with low (N, R) and factor (U, R, K), which may be wider than y."""
     if update.only is not None:
         y.addmm_(low, factor[update.only])
         return
     for start, stop, rows, taken in update.parts:
         shape = (len(rows), -1)
-        y[start:stop].unflatten(0, shape).baddbmm_(
-            low[start:stop].unflatten(0, shape), _taken(factor, rows, taken)
-        )
+        part, own = y[start:stop].unflatten(0, shape), low[start:stop].unflatten(0, shape)
+        if part.dtype == own.dtype:
+            part.baddbmm_(own, _taken(factor, rows, taken))
+        else:
+            part.add_(torch.bmm(own, _taken(factor, rows, taken)).to(part.dtype))
 
 
 def _taken(factor: Tensor, rows: Tensor, taken: list[int] | None) -> Tensor:

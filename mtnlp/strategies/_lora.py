@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from mtnlp.errors import MtnlpError, shown
 from mtnlp.strategies._bank import Bank
 from mtnlp.strategies._fused import LowRank, Update
-from mtnlp.strategies.base import Routing, compute_dtype, require
+from mtnlp.strategies.base import Part, Routing, compute_dtype, require
 
 if TYPE_CHECKING:
     from mtnlp.models.backbone import Backbone
@@ -135,11 +135,11 @@ class LoraLayer(Replacement):
     def _compute(self, x: Tensor) -> tuple[Tensor, ...]:
         x = x.to(dtype := compute_dtype(x))
         own = [(None, None) if layer.trained else layer.frozen(dtype) for layer in self.group]
-        factors = self.factors(dtype)
+        factors = self.factors(x)
         update = Update(
             weights=[weight for weight, _ in own],
             biases=[bias for _, bias in own],
-            parts=() if factors.only is not None else self.routing.parts(x),
+            parts=factors.parts,
             only=factors.only,
             scale=factors.scale,
             dropout=self.dropout if self.training else 0.0,
@@ -148,19 +148,20 @@ class LoraLayer(Replacement):
         with torch.autocast(x.device.type, enabled=False):
             return LowRank.apply(x, factors.down, update, factors.anchor, *factors.ups)
 
-    def factors(self, dtype: torch.dtype) -> Factors:
-        """Those of the whole group."""
+    def factors(self, x: Tensor) -> Factors:
+        """Those of the whole group for x (..., I), which has the type that is computed in."""
         raise NotImplementedError
 
 
 class Factors(NamedTuple):
-    """The factors of a group of n layers in the type that is computed in, and where their gradients go."""
+    """The factors of a group of n layers in the type of their products, and where their gradients go."""
 
     down: Tensor  # (U, n R, I)
     ups: list[Tensor]  # n x (U, R, O_i)
     scale: float | Tensor  # alpha / rank; (U,) where the rows differ
     only: int | None  # the row that all tokens take
     anchor: Tensor  # requires a gradient if the factors learn
+    parts: Sequence[Part] = ()  # which tokens take which row, where not all take `only`
     sinks: Callable[[], list[Tensor]] | None = None  # see Update
 
 
@@ -182,10 +183,10 @@ class SharedLora(LoraLayer):
         self.up = nn.Parameter(torch.zeros(rank, outputs))
         draw_down(self.down.data, generator)
 
-    def factors(self, dtype: torch.dtype) -> Factors:
+    def factors(self, x: Tensor) -> Factors:
         down = torch.cat([layer.down for layer in self.group]) if len(self.group) > 1 else self.down
-        ups = [layer.up.to(dtype).unsqueeze(0) for layer in self.group]
-        return Factors(down.to(dtype).unsqueeze(0), ups, self.scale, 0, anchor=down)
+        ups = [layer.up.to(x.dtype).unsqueeze(0) for layer in self.group]
+        return Factors(down.to(x.dtype).unsqueeze(0), ups, self.scale, 0, anchor=down)
 
 
 class TaskLora(LoraLayer):
@@ -205,15 +206,20 @@ class TaskLora(LoraLayer):
         for layer, name, (_, outputs) in zip(self.group, names, sizes, strict=True):
             layer.up = bank.add(f"{name}.up", (rank, outputs), zeros)
 
-    def factors(self, dtype: torch.dtype) -> Factors:
-        bank, scale = self.bank, self.scale
+    def factors(self, x: Tensor) -> Factors:
+        bank, scale, only = self.bank, self.scale, self.routing.only
+        parts = () if only is not None else self.routing.parts(x)
+        # Parts of many lengths are as many shapes, and for bfloat16 oneDNN compiles every new one.
+        many = len(parts) > 1 and x.device.type == "cpu"
+        dtype = torch.promote_types(x.dtype, torch.float32) if many else x.dtype
         downs, ups = [layer.down for layer in self.group], [[layer.up] for layer in self.group]
         return Factors(
             bank.columns(downs, dtype),
             [bank.columns(up, dtype) for up in ups],
             scale[list(bank.live)].to(bank.device) if isinstance(scale, Tensor) else scale,
-            self.routing.only,
+            only,
             anchor=bank.leaf,
+            parts=parts,
             sinks=lambda: [bank.grad(downs), *(bank.grad(up) for up in ups)],
         )
 

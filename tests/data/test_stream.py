@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mtnlp.data.cut import pack
 from mtnlp.data.mixture import Mixture
 from mtnlp.data.store import TokenStore
+from mtnlp.data.stream import lay_out
 from mtnlp.samplers.base import Phase
 
 FORMS = ("encoder", "encoder-decoder", "decoder")
@@ -114,6 +115,26 @@ def test_ranks_and_streams_together_hold_the_plan_within_the_budget(world, one_t
         if world == 1 and not one_task:
             longest = [batch.input_ids.shape[1] for batch in batches]
             assert longest == sorted(longest, reverse=True)
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 400), min_size=1, max_size=6), min_size=1, max_size=9),
+)
+@settings(deadline=None)
+def test_a_stream_is_made_even_by_less_than_its_32nd_part(blocks):
+    lengths = np.array([length for block in blocks for length in block])
+    of_block = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
+
+    stream = lay_out(of_block, lengths).source
+
+    least = sum(len(block) * max(block) for block in blocks)
+    assert least <= stream.tokens < least + least / 32 + 1
+    assert stream.width == lengths.max()
+    for (_, length), block in zip(stream.shapes, blocks, strict=True):
+        assert length >= max(block)
+    grid = 2 ** max(0, (least // 32).bit_length() - 1)
+    alone = [block[0] for block in blocks if len(block) == 1 and block[0] + grid <= lengths.max()]
+    assert not alone or stream.tokens % grid == 0
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -110,6 +110,31 @@ def test_gradients_of_several_backwards_add_up_in_the_sinks(dtype):
         torch.testing.assert_close(sink, 1 + 2 * own.double(), rtol=close, atol=10 * close)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("case", LAID_OUT)
+def test_factors_that_are_wider_than_the_input_are_multiplied_in_their_own_type(case, dropout):
+    parts = parts_of(LAID_OUT[case])
+    x, down, ups, _, _ = drawn(parts[-1].stop, 3)
+    narrow = x.detach().bfloat16().requires_grad_()
+    update = Update([None] * 3, [None] * 3, parts, None, 0.5, dropout=dropout)
+    torch.manual_seed(3)
+    mask = F.dropout(torch.ones_like(x[0]), dropout)
+
+    torch.manual_seed(3)
+    found = LowRank.apply(narrow, down, update, down, *ups)
+    wide = narrow.detach().double().requires_grad_()
+    plain = one_by_one(
+        wide, down, ups, [torch.zeros(out, INPUTS).double() for out in OUTS], [None] * 3, parts, 0.5, mask
+    )
+
+    assert {y.dtype for y in found} == {torch.bfloat16}
+    torch.testing.assert_close([y.double() for y in found], plain, rtol=2**-8, atol=1e-3)
+    # Of the factors: equal to rounding of the gradients that come in, which are bfloat16.
+    wanted, own = gradients(plain, (wide, down, *ups)), gradients(found, (narrow, down, *ups))
+    for mine, other in zip(own, wanted, strict=True):
+        assert (mine.double() - other).norm() <= 2**-7 * other.norm()
+
+
 def test_a_dropped_input_is_dropped_from_the_update_and_its_gradients_only():
     parts = parts_of(LAID_OUT["one part"])
     x, down, ups, weights, biases = drawn(parts[-1].stop, 3)
