@@ -125,7 +125,7 @@ def _evened(counts: np.ndarray, longest: np.ndarray) -> np.ndarray:
     """The blocks' lengths, one of them longer if that gives the stream a round number of tokens.
 
     A library that compiles its products for every shape (oneDNN, for bfloat16) takes up to ten times as long
-    for one that it has not seen; so all streams together have few: EVEN to EVEN * 2 of every octave.
+    for one that it has not seen; so streams have few different totals: about EVEN between N and 2 N tokens.
     """
     total = int(counts @ longest)
     grid = 1 << max(0, (total // EVEN).bit_length() - 1)
