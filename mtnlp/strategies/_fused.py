@@ -36,6 +36,8 @@ class Update:
         dropout: probability with which an input of the update is dropped, for every element by itself.
         sinks: called in backward, gives tensors like `down` and `ups` to add their gradients to; None =
             these go autograd's way.
+        gate: (N, U R), the scale of a token's own row and 0 elsewhere. With it every token meets all rows in
+            one product, of which the others' part is masked, so neither `parts` nor `scale` count.
     """
 
     weights: Sequence[Tensor | None]
@@ -45,6 +47,12 @@ class Update:
     scale: float | Tensor
     dropout: float = 0.0
     sinks: Callable[[], Sequence[Tensor]] | None = None
+    gate: Tensor | None = None
+
+    @property
+    def row(self) -> int | None:
+        """Which of the factors, seen as `_abreast` gives them, multiply all tokens."""
+        return self.only if self.gate is None else 0
 
 
 class LowRank(torch.autograd.Function):
@@ -60,6 +68,8 @@ class LowRank(torch.autograd.Function):
         tokens = x.reshape(-1, x.shape[-1])
         read = tokens.to(down.dtype)
         mask = dropout(torch.ones_like(read), update.dropout, True) if update.dropout else None
+        given = (down, *ups)
+        down, *ups = _abreast(given, update)
         low = _project(read if mask is None else read * mask, down, update)
         _scale(low, update)
         outputs = []
@@ -73,16 +83,17 @@ class LowRank(torch.autograd.Function):
             _add_product(y, own, up, update)
             outputs.append(y.view(*x.shape[:-1], -1))
         ctx.update = update
-        ctx.save_for_backward(x, down, mask, low, *ups, *update.weights)
+        ctx.save_for_backward(x, mask, low, *given, *update.weights)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> tuple:
         update, count, wants_x = ctx.update, len(grads), ctx.needs_input_grad[0]
-        x, down, mask, low, *rest = ctx.saved_tensors
-        ups, weights = rest[:count], rest[count:]
+        x, mask, low, *rest = ctx.saved_tensors
+        given, weights = rest[: 1 + count], rest[1 + count :]
+        down, *ups = _abreast(given, update)
         read = x.reshape(-1, x.shape[-1]).to(down.dtype)
-        sinks = update.sinks() if update.sinks else [torch.zeros_like(factor) for factor in (down, *ups)]
+        sinks = update.sinks() if update.sinks else [torch.zeros_like(factor) for factor in given]
         d_low, d_tokens = torch.empty_like(low), None
         layers = zip(grads, weights, ups, sinks[1:], _each(low, ups), _each(d_low, ups), strict=True)
         for grad, weight, up, sink, own, d_own in layers:
@@ -93,7 +104,8 @@ class LowRank(torch.autograd.Function):
             if wants_x and weight is not None:
                 d_tokens = grad @ weight if d_tokens is None else d_tokens.addmm_(grad, weight)
         _scale(d_low, update)
-        _add_outer(sinks[0], d_low, read if mask is None else read * mask, update)
+        into = sinks[0] if update.gate is None else _by_layer(sinks[0], count)
+        _add_outer(into, d_low, read if mask is None else read * mask, update)
         if wants_x:
             d_tokens = torch.zeros_like(read, dtype=x.dtype) if d_tokens is None else d_tokens
             if mask is None:
@@ -107,6 +119,23 @@ class LowRank(torch.autograd.Function):
         return d_tokens, by_autograd[0], None, None, *by_autograd[1:]
 
 
+def _abreast(factors: Sequence[Tensor], update: Update) -> Sequence[Tensor]:
+    """The factors (U, n R, I), (U, R, O_i) ... as one row where all rows are one product: (1, n U R, I) by
+    layer, then by row; (1, U R, O_i)."""
+    if update.gate is None:
+        return factors
+    down, *ups = factors
+    return [
+        _by_layer(down, len(ups)).flatten(0, 2).unsqueeze(0),
+        *(up.reshape(1, -1, up.shape[2]) for up in ups),
+    ]
+
+
+def _by_layer(down: Tensor, layers: int) -> Tensor:
+    """(U, n R, I) -> (n, U, R, I)."""
+    return down.unflatten(1, (layers, -1)).transpose(0, 1)
+
+
 def _each(low: Tensor, ups: Sequence[Tensor]) -> Sequence[Tensor]:
     """(N, n R) -> n views (N, R)."""
     return low.split([up.shape[1] for up in ups], dim=1)
@@ -114,7 +143,9 @@ def _each(low: Tensor, ups: Sequence[Tensor]) -> Sequence[Tensor]:
 
 def _scale(low: Tensor, update: Update) -> None:
     """low (N, ...) *= s_t, in place."""
-    if not isinstance(update.scale, Tensor):
+    if update.gate is not None:
+        low.unflatten(1, (-1, update.gate.shape[1])).mul_(update.gate.unsqueeze(1))
+    elif not isinstance(update.scale, Tensor):
         low.mul_(update.scale)
     elif update.only is not None:
         low.mul_(update.scale[update.only].to(low.dtype))
@@ -127,8 +158,8 @@ def _scale(low: Tensor, update: Update) -> None:
 
 def _project(x: Tensor, factor: Tensor, update: Update) -> Tensor:
     """(N, K) -> (N, R): x factor[t]^T, with factor (U, R, K)."""
-    if update.only is not None:
-        return x @ factor[update.only].t()
+    if (row := update.row) is not None:
+        return x @ factor[row].t()
     found = [
         torch.bmm(x[start:stop].unflatten(0, (len(rows), -1)), _taken(factor, rows, taken).transpose(1, 2))
         for start, stop, rows, taken in update.parts
@@ -138,8 +169,8 @@ def _project(x: Tensor, factor: Tensor, update: Update) -> Tensor:
 
 def _add_product(y: Tensor, low: Tensor, factor: Tensor, update: Update) -> None:
     """y (N, K) += low factor[t], with low (N, R) and factor (U, R, K), which may be wider than y."""
-    if update.only is not None:
-        y.addmm_(low, factor[update.only])
+    if (row := update.row) is not None:
+        y.addmm_(low, factor[row])
         return
     for start, stop, rows, taken in update.parts:
         shape = (len(rows), -1)
@@ -157,8 +188,9 @@ def _taken(factor: Tensor, rows: Tensor, taken: list[int] | None) -> Tensor:
 
 def _add_outer(sink: Tensor, low: Tensor, x: Tensor, update: Update) -> None:
     """sink (U, R, K)[t] += low^T x, summed over the tokens of t, with low (N, R) and x (N, K)."""
-    if update.only is not None:
-        sink[update.only].add_(low.t() @ x)
+    if update.only is not None or update.gate is not None:
+        into = sink if update.gate is not None else sink[update.only]
+        into.add_((low.t() @ x).view(into.shape))
         return
     for start, stop, rows, taken in update.parts:
         shape = (len(rows), -1)

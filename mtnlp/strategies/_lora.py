@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mtnlp.models.backbone import Backbone
 
 LINEAR = (nn.Linear, Conv1D)
+MASKED = 256  # columns; see `at_once`
 
 
 class Replacement(nn.Module):
@@ -144,6 +145,7 @@ class LoraLayer(Replacement):
             scale=factors.scale,
             dropout=self.dropout if self.training else 0.0,
             sinks=factors.sinks,
+            gate=factors.gate,
         )
         with torch.autocast(x.device.type, enabled=False):
             return LowRank.apply(x, factors.down, update, factors.anchor, *factors.ups)
@@ -163,6 +165,7 @@ class Factors(NamedTuple):
     anchor: Tensor  # requires a gradient if the factors learn
     parts: Sequence[Part] = ()  # which tokens take which row, where not all take `only`
     sinks: Callable[[], list[Tensor]] | None = None  # see Update
+    gate: Tensor | None = None  # see Update
 
 
 class SharedLora(LoraLayer):
@@ -200,7 +203,7 @@ class TaskLora(LoraLayer):
 
     def add_to(self, bank: Bank, names: Sequence[str], rank: int) -> None:
         """Reserve the pieces of the group, `names` in its order: all downs side by side, then ups."""
-        sizes = [features(layer.base) for layer in self.group]
+        self.rank, sizes = rank, [features(layer.base) for layer in self.group]
         for layer, name, (inputs, _) in zip(self.group, names, sizes, strict=True):
             layer.down = bank.add(f"{name}.down", (rank, inputs), draw_down)
         for layer, name, (_, outputs) in zip(self.group, names, sizes, strict=True):
@@ -209,19 +212,28 @@ class TaskLora(LoraLayer):
     def factors(self, x: Tensor) -> Factors:
         bank, scale, only = self.bank, self.scale, self.routing.only
         parts = () if only is not None else self.routing.parts(x)
+        scale = scale[list(bank.live)].to(bank.device) if isinstance(scale, Tensor) else scale
+        masked = at_once(x, len(parts), columns=len(bank.live) * self.rank)
         # Parts of many lengths are as many shapes, and for bfloat16 oneDNN compiles every new one.
-        many = len(parts) > 1 and x.device.type == "cpu"
-        dtype = torch.promote_types(x.dtype, torch.float32) if many else x.dtype
+        wide = not masked and len(parts) > 1 and x.device.type == "cpu"
+        dtype = torch.promote_types(x.dtype, torch.float32) if wide else x.dtype
         downs, ups = [layer.down for layer in self.group], [[layer.up] for layer in self.group]
         return Factors(
             bank.columns(downs, dtype),
             [bank.columns(up, dtype) for up in ups],
-            scale[list(bank.live)].to(bank.device) if isinstance(scale, Tensor) else scale,
+            scale,
             only,
             anchor=bank.leaf,
             parts=parts,
             sinks=lambda: [bank.grad(downs), *(bank.grad(up) for up in ups)],
+            gate=self.routing.gate(x, len(bank.live), self.rank, scale) if masked else None,
         )
+
+
+def at_once(x: Tensor, parts: int, columns: int) -> bool:
+    """Whether one product of all tokens with the factors of all rows (`columns` = rows x rank), masked, is
+    faster than one for each part: by measurement where bfloat16 has fast large products, on CPUs."""
+    return parts > 1 and columns <= MASKED and x.dtype == torch.bfloat16 and x.device.type == "cpu"
 
 
 def add_up(y: Tensor, low: Tensor, up: Tensor, rows: Tensor | None, scale: float) -> Tensor:

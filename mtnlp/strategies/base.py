@@ -56,6 +56,7 @@ class Routing:
         self.target_mask: Tensor | None = None  # the same for the decoder of an encoder-decoder
         self.joined: dict[int, Any] = {}  # what layers that read the same input have computed for each other
         self._parts: dict[int, list[Part]] = {}  # tokens of a flat stream -> its parts; none = padded
+        self._gates: dict[tuple, Tensor] = {}
 
     def lay_out(self, blocks: Sequence[Block]) -> None:
         """Say how the sequences of a flat batch lie in its streams; () = the batch is padded.
@@ -67,7 +68,7 @@ class Routing:
             sum(block.sequences * length for block, length in zip(blocks, lengths)) for lengths in streams
         ]
         assert not blocks or totals[0] != totals[1], "source and target streams are of equal length"
-        self._parts, self.joined = {}, {}
+        self._parts, self._gates, self.joined = {}, {}, {}
         for total, lengths in zip(totals, streams):
             token = sequence = 0
             for block, length in zip(blocks, lengths):
@@ -85,6 +86,25 @@ class Routing:
         if self._parts:
             return self._parts[tokens]
         return [Part.of(0, tokens, self.rows_for(len(x)))]
+
+    def gate(self, x: Tensor, rows: int, rank: int, scale: float | Tensor) -> Tensor:
+        """(N, rows * rank) in the type of x: the scale of each token's own row in its `rank` columns, else 0.
+
+        x (..., I) has N tokens; scale is that of all rows or (rows,). Made once for all layers.
+        """
+        tokens = x.numel() // x.shape[-1]
+        key = (tokens, rows, rank, x.dtype)
+        if key not in self._gates:
+            own = torch.cat(
+                [
+                    part.rows.repeat_interleave((part.stop - part.start) // len(part.rows))
+                    for part in self.parts(x)
+                ]
+            )
+            scales = scale if isinstance(scale, Tensor) else torch.full((rows,), scale, device=own.device)
+            gate = torch.diag(scales.to(x.dtype))[own]
+            self._gates[key] = gate.repeat_interleave(rank, dim=1)
+        return self._gates[key]
 
     def rows_for(self, sequences: int) -> Tensor:
         """(sequences,) rows; each repeated if the backbone expanded the batch (beams: repeat_interleave)."""

@@ -17,6 +17,7 @@ from mtnlp.data.batch import IGNORED
 from mtnlp.data.stream import lay_out
 from mtnlp.models import attention, flat
 from mtnlp.models.backbone import Backbone
+from mtnlp.strategies import _lora
 
 TASKS = ("a", "b", "c")
 LENGTHS = [9, 4, 5, 9, 6, 5, 8]  # of the sequences
@@ -134,6 +135,20 @@ def test_full_training_has_the_same_losses_and_gradients_with_and_without_checkp
     assert_equal(once, expected, tolerance)
     assert_equal(again, expected, tolerance)
     assert_equal(outcome(model, padded), expected, tolerance)
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "gpt2"])
+def test_one_masked_product_for_all_rows_learns_the_same_as_a_product_per_part(kind, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # heads and losses
+    model = tiny.disturb(tiny.model("lora-per-task", kind, TASKS, alphas={"b": 5.0})).double().train()
+    _, stream = pair(model.backbone.family)
+    expected, used = outcome(model, stream), []
+
+    monkeypatch.setattr(_lora, "at_once", lambda x, parts, columns: used.append(columns) or parts > 1)
+    found = outcome(model, stream)
+
+    assert set(used) == {3 * 8} and expected[1]["bank"].abs().sum() > 0
+    assert_equal(found, expected, 1e-9)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import tiny
 import torch
 import torch.nn.functional as F
 
+from mtnlp.data.stream import Block
 from mtnlp.strategies._fused import LowRank, Update
-from mtnlp.strategies.base import Part
+from mtnlp.strategies.base import Part, Routing
 
 INPUTS, OUTS, R, ROWS = 6, (4, 7, 5), 2, 3
 LAID_OUT = {  # (sequences, tokens of each, rows taken) one after the other
@@ -66,6 +67,17 @@ def one_by_one(x, down, ups, weights, biases, parts, scale, mask=1.0):
     return outputs
 
 
+def gate_of(parts, scale, dtype=torch.float64):
+    """(N, ROWS * R): the scale of each token's row where it is its own."""
+    scales = scale if isinstance(scale, torch.Tensor) else torch.full((ROWS,), scale)
+    gate = torch.zeros(parts[-1].stop, ROWS, R, dtype=dtype)
+    for start, stop, _, taken in parts:
+        for n in range(start, stop):
+            row = taken[(n - start) * len(taken) // (stop - start)]
+            gate[n, row] = scales[row]
+    return gate.flatten(1)
+
+
 def gradients(outputs, tensors):
     loss = sum((y.double() * torch.arange(y.numel()).view_as(y).sin()).sum() for y in outputs)
     return torch.autograd.grad(loss, tensors)
@@ -75,13 +87,15 @@ def gradients(outputs, tensors):
     "scale", [0.5, torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)], ids=["same", "own"]
 )
 @pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("case", LAID_OUT)
-def test_values_and_gradients_equal_one_token_at_a_time(case, layers, scale):
+def test_values_and_gradients_equal_one_token_at_a_time(case, masked, layers, scale):
     parts = parts_of(LAID_OUT[case])
     x, down, ups, weights, biases = drawn(parts[-1].stop, layers)
     only = 1 if case == "one row for all" else None
+    gate = gate_of(parts, scale) if masked else None
 
-    found = LowRank.apply(x, down, Update(weights, biases, parts, only, scale), down, *ups)
+    found = LowRank.apply(x, down, Update(weights, biases, parts, only, scale, gate=gate), down, *ups)
     expected = one_by_one(x, down, ups, weights, biases, parts, scale)
 
     torch.testing.assert_close(found, tuple(expected), rtol=1e-12, atol=1e-12)
@@ -91,12 +105,14 @@ def test_values_and_gradients_equal_one_token_at_a_time(case, layers, scale):
     )
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_gradients_of_several_backwards_add_up_in_the_sinks(dtype):
+def test_gradients_of_several_backwards_add_up_in_the_sinks(dtype, masked):
     parts = parts_of(LAID_OUT["parts of several lengths"])
     x, down, ups, weights, biases = drawn(parts[-1].stop, 3, dtype)
     sinks = [torch.ones(factor.shape, dtype=torch.float64) for factor in (down, *ups)]
-    update = Update(weights, biases, parts, None, 0.5, sinks=lambda: sinks)
+    gate = gate_of(parts, 0.5, dtype) if masked else None
+    update = Update(weights, biases, parts, None, 0.5, sinks=lambda: sinks, gate=gate)
     anchor = torch.zeros(1, requires_grad=True)
     expected = gradients(one_by_one(x, down, ups, weights, biases, parts, 0.5), (x, down, *ups))
 
@@ -135,10 +151,12 @@ def test_factors_that_are_wider_than_the_input_are_multiplied_in_their_own_type(
         assert (mine.double() - other).norm() <= 2**-7 * other.norm()
 
 
-def test_a_dropped_input_is_dropped_from_the_update_and_its_gradients_only():
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_dropped_input_is_dropped_from_the_update_and_its_gradients_only(masked):
     parts = parts_of(LAID_OUT["one part"])
     x, down, ups, weights, biases = drawn(parts[-1].stop, 3)
-    update = Update(weights, biases, parts, None, 2.0, dropout=0.4)
+    gate = gate_of(parts, 2.0) if masked else None
+    update = Update(weights, biases, parts, None, 2.0, dropout=0.4, gate=gate)
     torch.manual_seed(3)
     mask = F.dropout(torch.ones_like(x[0]), 0.4)
 
@@ -180,3 +198,14 @@ def test_a_compiled_network_learns_the_same(name):
 
     assert found[0]
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.5, torch.tensor([0.5, 2.0, 3.0])], ids=["same", "own"])
+def test_the_gate_of_a_stream_holds_each_tokens_scale_in_the_columns_of_its_row(scale):
+    routing, layout = Routing(), LAID_OUT["parts of several lengths"]
+    routing.rows = torch.tensor([row for _, _, rows in layout for row in rows])
+    routing.lay_out([Block(count, length) for count, length, _ in layout])
+    x = torch.zeros(1, sum(count * length for count, length, _ in layout), INPUTS)
+
+    expected = gate_of(parts_of(layout), scale, torch.float32)
+    torch.testing.assert_close(routing.gate(x, ROWS, R, scale), expected, rtol=0, atol=0)
