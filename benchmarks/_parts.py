@@ -115,7 +115,7 @@ def random_tokens(lengths: Sequence[int], seed: int = 0) -> list[np.ndarray]:
 def classified(tokens: Sequence[np.ndarray], labels: np.ndarray) -> TokenStore:
     """Rows with a label each, as an encoder reads them."""
     return TokenStore.from_columns(
-        Columns({**_sources(tokens), "target": labels.astype(np.int64)}, "classify", "encoder", 0, True, 0)
+        Columns({**_sources(tokens), "target": labels.astype(np.int64)}, "classify", "encoder", 0, True, ())
     )
 
 
@@ -128,7 +128,7 @@ def written(tokens: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Toke
         "target_counts": sizes,
         "target_tokens": np.concatenate(targets).astype(np.uint16),
     }
-    return TokenStore.from_columns(Columns(arrays, "generate", "encoder-decoder", 0, True, 0))
+    return TokenStore.from_columns(Columns(arrays, "generate", "encoder-decoder", 0, True, ()))
 
 
 def _sources(tokens: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

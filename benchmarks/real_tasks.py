@@ -199,11 +199,11 @@ def alone(count: int, index: int, steps: int, rows: int, threads: int, scored: b
     import torch
     import transformers as tr
 
-    from mtnlp.models._load import _place
+    from mtnlp.models.places import place_of
 
     quiet()
     torch.set_num_threads(threads)
-    plan, place = plan_of(count, steps), _place("minilm")
+    plan, place = plan_of(count, steps), place_of("minilm")
     data, recipe = plan.data[index], plan.recipe
     spec, tokenizer = data.spec, tr.AutoTokenizer.from_pretrained(place)
     clock, span = clock_for(threads), []

@@ -8,7 +8,7 @@ build_run(plan, backbone, ...)         -> Run             + mixture, balancer, o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from mtnlp.balancers.base import Balancer
+    from mtnlp.bench.classifiers import Classifier
     from mtnlp.bench.predict import Predictor
     from mtnlp.data.encode import Encoder
     from mtnlp.data.store import TokenStore
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from mtnlp.models.trunk import TrunkCache
     from mtnlp.train.engine import Engine
     from mtnlp.train.loop import Run
+
+ASKED = 2048  # padded tokens of a batch that a plain model is asked; on a CPU larger ones are slower
 
 
 # What it computes with.
@@ -237,6 +240,82 @@ def build_predictor(
         max_new_tokens=recipe.model.max_target_length,
         autocast=partial(_computing, engine, device.type, bf16=accelerator.mixed_precision == "bf16"),
     )
+
+
+def build_plain(
+    name: str,
+    adapters: Mapping[str, Path],
+    *,
+    revision: str | None = None,
+    longest: int,
+    answer: int,
+    trust_remote_code: bool = False,
+) -> Predictor:
+    """What asks a plain model that writes text, in float32, with a row of a bank for every adapter.
+
+    Args:
+        name: folder, alias or hub id.
+        adapters: name -> folder in peft's format; none = the model as it is, under task index 0.
+        longest, answer: most tokens of a prompt (the model itself may take fewer) and of an answer.
+
+    Raises:
+        MtnlpError: it cannot be loaded, it does not write text, or an adapter does not fit it.
+    """
+    from mtnlp.bench.predict import Predictor
+    from mtnlp.data.encode import Encoder
+    from mtnlp.models.backbone import Backbone
+    from mtnlp.models.multitask import MultitaskModel
+    from mtnlp.strategies import _peft_files
+    from mtnlp.train.engine import Wanted, choose
+
+    backbone = Backbone.load(name, revision=revision, trust_remote_code=trust_remote_code)
+    if backbone.family == "encoder":
+        raise MtnlpError(
+            f"{name} is an encoder without a head for any task. Train heads with `mtnlp finetune` and "
+            "evaluate the run, or name a model that writes text."
+        )
+    device = _device()
+    if adapters:
+        rows = {key: _peft_files.read(path) for key, path in adapters.items()}
+        strategy = _peft_files.attach(backbone, rows)
+    else:
+        strategy = strategies.get("full")()
+    model = MultitaskModel(backbone, strategy, {}, list(adapters) or [name]).to(device).eval()
+    model.requires_grad_(False)
+    engine = choose(Wanted("eager", "fp32", "highest"), device=device, length=longest)
+    return Predictor(
+        model,
+        Encoder(backbone.tokenizer, backbone.family, min(longest, backbone.max_length), answer),
+        device=device,
+        max_tokens=ASKED,
+        max_new_tokens=64,
+        autocast=partial(_computing, engine, device, bf16=False),
+    )
+
+
+def build_classifier(
+    name: str, config: Mapping[str, Any], *, revision: str | None = None, trust_remote_code: bool = False
+) -> Classifier:
+    """What asks a plain network with a head of its own, in float32.
+
+    Args:
+        name: folder or hub id; config: its config.json.
+
+    Raises:
+        MtnlpError: it cannot be loaded.
+    """
+    from mtnlp.bench.classifiers import Classifier
+    from mtnlp.data.encode import Encoder
+    from mtnlp.models import _load
+
+    net, tokenizer, longest = _load.with_head(name, config, revision, trust_remote_code)
+    return Classifier(net, Encoder(tokenizer, "encoder", min(512, longest)), config, device=_device())
+
+
+def _device() -> str:
+    import torch
+
+    return "cpu" if _on_cpu() else torch.accelerator.current_accelerator().type
 
 
 @contextmanager

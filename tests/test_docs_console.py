@@ -28,7 +28,7 @@ from typer.main import get_command
 
 from mtnlp import config, strict_yaml
 from mtnlp.cli.main import app, main
-from mtnlp.models import _load
+from mtnlp.models import places
 from mtnlp.tasks.folders import TYPES
 from mtnlp.tasks.load import load
 
@@ -263,7 +263,7 @@ def checkout(tmp_path, monkeypatch, backbone):
         (folder / "meta.json").write_text(json.dumps(meta), "utf-8")
         for split, rows in made["source"].items():
             write_rows(folder / f"{split}.jsonl", rows)
-    monkeypatch.setattr(_load, "_packaged", lambda: backbone)
+    monkeypatch.setattr(places, "packaged", lambda: backbone)
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.chdir(here)
 

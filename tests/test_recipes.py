@@ -16,7 +16,7 @@ from tiny_hub import stand_in
 import mtnlp
 from mtnlp import config
 from mtnlp.data.task_data import TaskData
-from mtnlp.models import _load
+from mtnlp.models import places
 from mtnlp.tasks.spec import TaskSpec
 
 STEPS = 2
@@ -43,11 +43,11 @@ def test_a_recipe_trains_and_answers(name, tmp_path, monkeypatch):
     backbone, tasks = recipe.model.backbone, specs_of(recipe)
     overrides = [f"tasks={json.dumps([small(*task) for task in tasks])}", f"train.steps={STEPS}"]
     overrides += ["train.examples_per_step=8", "eval.every=1", "eval.rows=4"]
-    if backbone not in _load.ALIASES:
+    if backbone not in places.ALIASES:
         overrides.append(f"model.backbone={stand_in(backbone, tmp_path / 'backbone')}")
-    elif backbone != "minilm" or _load._packaged() is None:
+    elif backbone != "minilm" or places.packaged() is None:
         folder = stand_in(backbone, tmp_path / "backbone")
-        monkeypatch.setattr(_load, "_packaged", lambda: folder)
+        monkeypatch.setattr(places, "packaged", lambda: folder)
 
     report = mtnlp.finetune(name, *overrides, out=tmp_path / "run")
     model = mtnlp.load(tmp_path / "run")

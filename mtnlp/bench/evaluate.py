@@ -23,7 +23,18 @@ NAMED = 12  # tasks that one line names
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One task on one split of n rows: metric name -> value, for the model and for the baseline."""
+    """One task on one split of n rows.
+
+    Args:
+        values, baseline: metric name -> value, of the model and of a guess without reading; no baseline where
+            there are no training rows.
+        intervals: metric name -> {"stderr", "low", "high"}, by bootstrap.
+        model: which of several models (adapters) was asked; "" = the only one.
+        template: the prompt, "" = the task's own.
+        hashes: of the "task", its "template" and its "data".
+        faults: what went wrong with some rows, in sentences. notes: what else to know, such as cut inputs.
+        slices: axis ("length" ...) -> [{"name", "n", "value"}] of the main metric.
+    """
 
     task: str
     kind: str
@@ -31,6 +42,13 @@ class TaskScore:
     n: int
     values: Mapping[str, float]
     baseline: Mapping[str, float]
+    intervals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    model: str = ""
+    template: str = ""
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    slices: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     @property
     def main(self) -> str:
@@ -39,11 +57,36 @@ class TaskScore:
 
 
 @dataclass(frozen=True)
+class GroupScore:
+    """The mean of a group of tasks, and its standard error. `of` names the tasks that are in it."""
+
+    name: str
+    mean: str
+    value: float
+    stderr: float
+    of: tuple[str, ...]
+    model: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
-    """The table of one evaluation. `about` says what was judged: run, step, backbone, strategy, seconds."""
+    """The table of one evaluation.
+
+    Args:
+        about: what was judged: run, step, backbone, strategy, seconds; the suite and its version.
+        groups: means over tasks, where a suite states some.
+        skipped: {"task", "reason"} of tasks that could not be scored.
+    """
 
     scores: tuple[TaskScore, ...]
     about: Mapping[str, Any] = field(default_factory=dict)
+    groups: tuple[GroupScore, ...] = ()
+    skipped: tuple[Mapping[str, str], ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether every task and every row was scored."""
+        return not self.skipped and not any(score.faults for score in self.scores)
 
     @property
     def mean(self) -> float:
@@ -66,7 +109,19 @@ class Report:
             "about": dict(self.about),
             "mean": self.mean,
             "scores": [asdict(score) for score in self.scores],
+            **({"groups": [asdict(group) for group in self.groups]} if self.groups else {}),
+            **({"skipped": [dict(item) for item in self.skipped]} if self.skipped else {}),
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Report:
+        """The inverse of `as_dict`."""
+        scores = [
+            TaskScore(**{**item, **{key: tuple(item[key]) for key in ("faults", "notes")}})
+            for item in data["scores"]
+        ]
+        groups = [GroupScore(**{**item, "of": tuple(item["of"])}) for item in data.get("groups", ())]
+        return cls(tuple(scores), data["about"], tuple(groups), tuple(data.get("skipped", ())))
 
     def save(self, path: Path | str) -> None:
         """Write the report as JSON.
@@ -87,13 +142,41 @@ class Report:
         if not self.scores:
             console.print("No task has validation or test rows: nothing was scored.")
             return
-        numbers = ("rows", "baseline", "score")
-        table = tables.table(("task", "kind", "split", "rows", "metric", "baseline", "score"), numbers)
+        console.print(self._table())
         for score in self.scores:
+            for note in (*score.faults, *score.notes):
+                console.print(f"{_named(score)}: {note}")
+        for item in self.skipped:
+            console.print(f"{item['task']}: not scored: {item['reason']}")
+
+    def _table(self) -> Any:
+        several = any(score.model or score.template for score in self.scores)
+        sure = any(score.intervals for score in self.scores)
+        columns = ("task", *(["model"] if several else []), "kind", "split", "rows", "metric", "baseline")
+        columns += ("score", *(["95 %"] if sure else []))
+        table = tables.table(columns, ("rows", "baseline", "score", "95 %"))
+        for score in self.scores:
+            who = [" ".join(part for part in (score.model, score.template) if part)] if several else []
             for i, (metric, value) in enumerate(score.values.items()):
-                head = (score.task, score.kind, score.split, f"{score.n:,}") if i == 0 else ("", "", "", "")
-                table.add_row(*head, metric, f"{score.baseline[metric]:.3f}", f"{value:.3f}")
-        console.print(table)
+                head = (score.task, *who, score.kind, score.split, f"{score.n:,}") if i == 0 else ()
+                head = head or ("",) * (4 + several)
+                plain = f"{score.baseline[metric]:.3f}" if metric in score.baseline else ""
+                between = [_between(score.intervals.get(metric))] if sure else []
+                table.add_row(*head, metric, plain, f"{value:.3f}{'*' * bool(score.faults)}", *between)
+        for group in self.groups:
+            head = (group.name, *([group.model] if several else []), "mean", "", f"{len(group.of)} tasks")
+            low, high = group.value - 1.96 * group.stderr, group.value + 1.96 * group.stderr
+            between = [_between({"low": low, "high": high})] if sure else []
+            table.add_row(*head, group.mean, "", f"{group.value:.3f}", *between)
+        return table
+
+
+def _named(score: TaskScore) -> str:
+    return " ".join(part for part in (score.task, score.model, score.template) if part)
+
+
+def _between(interval: Mapping[str, float] | None) -> str:
+    return f"{interval['low']:.3f} to {interval['high']:.3f}" if interval else ""
 
 
 def goodness(metric: str, kind: str, value: float) -> float:

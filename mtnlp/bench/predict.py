@@ -17,15 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from mtnlp.bench import ranks
 from mtnlp.bench.questions import Questions
 from mtnlp.data.batch import Batch
 from mtnlp.data.collate import eval_batches
 from mtnlp.data.encode import Encoder, decode
+from mtnlp.data.packed import Packed, option_batches
 from mtnlp.data.store import TokenStore
 from mtnlp.models.multitask import MultitaskModel
-from mtnlp.tasks.answers import CLOSED
+from mtnlp.models.options import longest
 from mtnlp.tasks.spec import Example
 from mtnlp.tasks.templates import parse, render
+
+CPU_TOKENS = 2048  # padded tokens of a batch of options that a CPU does fastest
+Answered = tuple[int, int, dict[str, Any]]  # task, row among the task's examples, answer
 
 
 class Predictor:
@@ -51,38 +56,64 @@ class Predictor:
     ) -> None:
         self.model, self.encoder, self.device = model, encoder, device
         self.max_tokens, self.max_new_tokens, self.autocast = max_tokens, max_new_tokens, autocast
+        self._shared = False
+        self._longest: int | None = None  # see models.options.longest
+        self._cut: dict[str, set[int]] = {}  # task -> indices of its examples that lost tokens
 
     def __call__(self, questions: Mapping[int, Questions]) -> dict[int, list[dict[str, Any]]]:
         """Task index -> one dict per example, in order: its "value", and "scores" where there are some."""
-        asked = {task: part for task, part in questions.items() if part.examples}
         found: dict[int, list] = {task: [None] * len(part.examples) for task, part in questions.items()}
+        for answers in self.batches(questions):
+            for task, row, answer in answers:
+                found[task][row] = answer
+        return found
+
+    def batches(
+        self, questions: Mapping[int, Questions], *, shared: bool = False
+    ) -> Iterator[list[Answered]]:
+        """The same, batch after batch, as soon as each is answered: what has come is whole, and a stop loses
+        one batch. Each example comes once; an answer to one that lost tokens has "cut": True.
+
+        Args:
+            shared: this process answers only its share of the batches; see `bench.ranks`.
+        """
+        self._shared = shared
+        for answers in self._answers({task: part for task, part in questions.items() if part.examples}):
+            for task, row, answer in answers:
+                part = questions[task]
+                if part.examples[row].index in self._cut.get(part.spec.name, ()):
+                    answer["cut"] = True
+            yield answers
+
+    def _answers(self, asked: Mapping[int, Questions]) -> Iterator[list[Answered]]:
         was_training = self.model.training
         self.model.eval()
         try:
             with torch.inference_mode(), self.autocast():
                 if not asked:
-                    return found
+                    return
                 self.model.begin(sorted(asked))
                 if self.encoder.form == "encoder":
-                    self._by_heads(asked, found)
+                    yield from self._by_heads(asked)
                 else:
-                    self._by_options({t: q for t, q in asked.items() if q.spec.kind in CLOSED}, found)
-                    self._by_generation({t: q for t, q in asked.items() if q.spec.kind not in CLOSED}, found)
+                    yield from self._by_options({t: q for t, q in asked.items() if q.by_options})
+                    yield from self._by_generation({t: q for t, q in asked.items() if not q.by_options})
         finally:
             self.model.train(was_training)
-        return found
 
-    def _by_heads(self, questions: Mapping[int, Questions], found: dict[int, list]) -> None:
+    def _by_heads(self, questions: Mapping[int, Questions]) -> Iterator[list[Answered]]:
         stores = {task: self._store(part, part.examples) for task, part in questions.items()}
         for batch in self._batches(stores):
+            answered = []
             for part, results in zip(batch.slices, self.model.predict(batch), strict=True):
                 asked = questions[part.task]
                 for row, raw in zip(part.rows.tolist(), results, strict=True):
                     value = decode(asked.spec, asked.examples[row], raw["value"], stores[part.task], row)
-                    found[part.task][row] = {**raw, "value": value}
+                    answered.append((part.task, row, {**raw, "value": value}))
+            yield answered
 
-    def _by_options(self, questions: Mapping[int, Questions], found: dict[int, list]) -> None:
-        """Every option of every example is one row with that option as its target."""
+    def _by_options(self, questions: Mapping[int, Questions]) -> Iterator[list[Answered]]:
+        """Every option of every example is one row of a store, with that option as its target."""
         counts = {
             task: [_options(part, example) for example in part.examples] for task, part in questions.items()
         }
@@ -97,48 +128,86 @@ class Predictor:
             )
             for task, part in questions.items()
         }
-        scores = {task: np.zeros(len(store)) for task, store in stores.items()}
-        for batch in self._batches(stores):
-            sums, lengths = self.model.option_scores(batch)
-            for part in batch.slices:
-                here = slice(part.start, part.stop)
-                free = questions[part.task].spec.kind == "choose"
-                scores[part.task][part.rows] = (
-                    (sums[here] / lengths[here] if free else sums[here]).cpu().numpy()
-                )
-        for task in questions:
-            ends = np.cumsum(counts[task])
-            for row, own in enumerate(np.split(scores[task], ends[:-1])):
-                found[task][row] = {"value": int(own.argmax()), "scores": own.tolist()}
+        sums, tokens = (
+            {task: np.zeros(len(store), kind) for task, store in stores.items()} for kind in (float, int)
+        )
+        ends = {task: np.cumsum(own) for task, own in counts.items()}
+        for documents, pieces in self._option_batches(stores, counts):
+            for piece in pieces:
+                found = [own.cpu().numpy() for own in self.model.option_scores(piece.to(self.device))]
+                for part in piece.slices:
+                    sums[part.task][part.rows], tokens[part.task][part.rows] = (
+                        own[part.start : part.stop] for own in found
+                    )
+            yield [
+                (task, row, _chosen(questions[task], sums[task][own], tokens[task][own]))
+                for task, row in documents
+                for own in [slice(ends[task][row] - counts[task][row], ends[task][row])]
+            ]
 
-    def _by_generation(self, questions: Mapping[int, Questions], found: dict[int, list]) -> None:
+    def _option_batches(
+        self, stores: Mapping[int, TokenStore], counts: Mapping[int, Sequence[int]]
+    ) -> Iterator[tuple[list[tuple[int, int]], list[Packed | Batch]]]:
+        if not stores:
+            return iter(())
+        if self._longest is None:
+            self._longest = longest(self.model, min(stores))
+        on_cpu = torch.device(self.device).type == "cpu"
+        whole = option_batches(
+            stores,
+            counts,
+            max_tokens=min(self.max_tokens, CPU_TOKENS) if on_cpu else self.max_tokens,
+            pad_id=self.encoder.pad_id,
+            form=self.encoder.form,
+            longest=self._longest,
+        )
+        return ranks.share(whole) if self._shared else whole
+
+    def _by_generation(self, questions: Mapping[int, Questions]) -> Iterator[list[Answered]]:
         stores = {task: self._store(part, part.examples) for task, part in questions.items()}
         for batch in self._batches(stores, generate=True):
             texts = self.model.generate(batch, max_new_tokens=self.max_new_tokens)
+            answered = []
             for part in batch.slices:
                 asked = questions[part.task]
                 for row, text in zip(part.rows.tolist(), texts[part.start : part.stop], strict=True):
-                    found[part.task][row] = {
-                        "value": parse(asked.spec, asked.examples[row], text),
-                        "text": text,
-                    }
+                    value = parse(asked.spec, asked.examples[row], text)
+                    answered.append((part.task, row, {"value": value, "text": text}))
+            yield answered
 
     def _batches(self, stores: Mapping[int, TokenStore], *, generate: bool = False) -> Iterator[Batch]:
         rows = {task: np.arange(len(store)) for task, store in stores.items()}
-        for batch in eval_batches(
+        whole = eval_batches(
             stores,
             rows,
             max_tokens=self.max_tokens,
             pad_id=self.encoder.pad_id,
             form=self.encoder.form,
             generate=generate,
-        ):
+            flat=generate and self._encodes_flat(),
+        )
+        for batch in ranks.share(whole) if self._shared else whole:
             yield batch.to(self.device)
+
+    def _encodes_flat(self) -> bool:
+        """Whether prompts are encoded as streams: then a batch may mix lengths, so that fewer loops write the
+        answers. Heads alone gain nothing from it: sorted batches are 96 % useful (benchmarks/encode_eval.py).
+        """
+        on_cpu = torch.device(self.device).type == "cpu"
+        return on_cpu and self.encoder.form == "encoder-decoder" and self.model.backbone.runs_flat
 
     def _store(self, part: Questions, examples: Sequence[Example]) -> TokenStore:
         columns = self.encoder.encode(part.spec, list(examples), template=part.template, shots=part.shots)
+        self._cut[part.spec.name] = {examples[i].index for i in columns.cut}
         return TokenStore.from_columns(columns)
 
 
 def _options(part: Questions, example: Example) -> int:
     return len(render(part.spec, replace(example, target=None), template=part.template).options)
+
+
+def _chosen(part: Questions, sums: np.ndarray, tokens: np.ndarray) -> dict[str, Any]:
+    """The likeliest option: per token where the options are free text, so that length does not decide."""
+    scores = sums / np.maximum(tokens, 1) if part.spec.kind == "choose" else sums
+    found = {"scores": scores, "logprobs": sums, "tokens": tokens}
+    return {"value": int(scores.argmax()), **{name: own.tolist() for name, own in found.items()}}

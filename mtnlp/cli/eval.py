@@ -1,4 +1,4 @@
-"""`mtnlp eval RUN`: score a trained run."""
+"""`mtnlp eval TARGET...`: score runs and models, on their own tasks or on a suite, and compare them."""
 
 from __future__ import annotations
 
@@ -7,26 +7,65 @@ from typing import Annotated
 
 import typer
 
-from mtnlp.cli._arguments import RunArgument, TrustOption
+from mtnlp.cli._arguments import TrustOption
 from mtnlp.errors import MtnlpError
 
 
 def evaluate(
-    run: RunArgument,
-    tasks: Annotated[
-        str | None, typer.Option(help="Some of its tasks, or patterns over their names: a,b/*. Default: all.")
+    targets: Annotated[
+        list[str],
+        typer.Argument(help="Run folders, or models that write text: folder or hub id.", metavar="TARGET..."),
+    ],
+    suite: Annotated[
+        str | None,
+        typer.Option(help="A suite by name, a YAML file, or a folder of tasks. Default: a run's own tasks."),
     ] = None,
-    split: Annotated[str, typer.Option(help="Which split to score.")] = "test",
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="An adapter in peft's format for a plain model; may be given many times."),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Some of the tasks, or patterns over their names: a,b/*. Default: all.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Which split to score. Default: as the suite says, else test.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows per task.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the scores to this JSON file.")] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder in which a suite's own folders of tasks lie.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Compare the first target (or adapter) with each other one.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for results.json, samples and report.html; or a .json file of scores."),
+    ] = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Score a run on a split of its tasks."""
-    from mtnlp.runs import saved
+    """Score runs and models on their own tasks or on a suite. What was answered before is not asked again."""
+    from mtnlp.bench import ranks
+    from mtnlp.runs import judge
 
-    if out is not None and out.is_dir():
+    if out is not None and out.suffix == ".json" and out.is_dir():
         raise MtnlpError(f"--out {out} is a folder; name a file, such as {out / 'scores.json'}.")
-    report = saved.evaluate_run(run, tasks, split, limit, trust_remote_code=trust_remote_code)
-    report.print()
-    if out is not None:
-        report.save(out)
+    verdict = judge.judge(
+        targets,
+        suite,
+        adapters=adapter or [],
+        tasks=tasks,
+        split=split,
+        limit=limit,
+        root=root,
+        compare=compare,
+        trust_remote_code=trust_remote_code,
+        progress=lambda line: typer.echo(line, err=True) if ranks.rank() == 0 else None,
+    )
+    if ranks.rank() == 0:
+        verdict.print()
+        if out is not None and out.suffix == ".json":
+            verdict.evaluations[0].report.save(out)
+        elif out is not None:
+            judge.save(verdict, out)
+    if not verdict.whole:
+        raise typer.Exit(1)

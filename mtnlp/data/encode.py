@@ -50,7 +50,7 @@ class Columns:
         kind, form: of the task and the encoder.
         classes: C of a multilabel target, else 0.
         labelled: every example has a target.
-        truncated: number of examples that lost tokens.
+        cut: indices of the examples that lost tokens, ascending.
     """
 
     arrays: dict[str, np.ndarray]
@@ -58,7 +58,12 @@ class Columns:
     form: str
     classes: int
     labelled: bool
-    truncated: int
+    cut: tuple[int, ...]
+
+    @property
+    def truncated(self) -> int:
+        """Number of examples that lost tokens."""
+        return len(self.cut)
 
 
 def too_short(form: str, max_length: int, max_target_length: int) -> str | None:
@@ -140,7 +145,7 @@ class Encoder:
         _add_lengths(arrays, len(examples))
         labelled = all(example.target is not None for example in examples)
         classes = len(spec.labels or ()) if spec.kind == "multilabel" else 0
-        return Columns(arrays, spec.kind, self.form, classes, labelled, len(cut))
+        return Columns(arrays, spec.kind, self.form, classes, labelled, tuple(sorted(cut)))
 
 
 def decode(spec: TaskSpec, example: Example, value: Any, store: TokenStore, row: int) -> Any:

@@ -83,11 +83,10 @@ def _rendered(
 
 def _in_two(encoder: Encoder, texts: list[tuple[str, str | None]]) -> tuple[Tokens, list[list[int] | None]]:
     """Prompt and target tokenised apart."""
-    known = [i for i, (_, target) in enumerate(texts) if target is not None]
-    targets: list[list[int] | None] = [None] * len(texts)
-    for i, ids in zip(known, encoder.pieces.ids([texts[i][1] for i in known]), strict=True):
-        targets[i] = ids
-    return encoder.pieces.ids([prompt for prompt, _ in texts]), targets
+    # Once each: the options of a document share a prompt, and documents share options.
+    distinct = list({text for both in texts for text in both if text is not None})
+    ids = dict(zip(distinct, encoder.pieces.ids(distinct), strict=True))
+    return [ids[prompt] for prompt, _ in texts], [None if text is None else ids[text] for _, text in texts]
 
 
 def _in_one(encoder: Encoder, texts: list[tuple[str, str | None]]) -> tuple[Tokens, list[list[int] | None]]:

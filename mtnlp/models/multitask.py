@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtnlp.data.batch import IGNORED, Batch
+from mtnlp.data.packed import Packed
 from mtnlp.errors import MtnlpError
 from mtnlp.heads.base import Head, pooled
+from mtnlp.models import likelihood, options
 from mtnlp.models.backbone import Backbone
+from mtnlp.models.generation import Generation
 from mtnlp.models.trunk import TrunkCache
 from mtnlp.strategies.base import Strategy
 
@@ -105,16 +108,38 @@ class MultitaskModel(nn.Module):
         ]
 
     @torch.no_grad()
-    def option_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(S,) log-likelihood of each sequence's target and (S,) the number of its tokens."""
+    def option_scores(self, batch: Batch | Packed) -> tuple[Tensor, Tensor]:
+        """(S,) log-likelihood of each sequence's target and (S,) the number of its tokens; (O,) of each
+        option where contexts are shared."""
+        if isinstance(batch, Packed):
+            self._select(batch.contexts)
+            return options.scores(self.backbone, batch)
         self._select(batch)
         return self.backbone.option_scores(batch)
 
     @torch.no_grad()
-    def generate(self, batch: Batch, *, max_new_tokens: int = 64) -> list[str]:
-        """S texts, greedy."""
+    def next_logprobs(self, batch: Batch, labels_SL: Tensor) -> Tensor:
+        """(S,) float64 log-likelihood of what follows the tokens of a decoder's batch: models.likelihood."""
         self._select(batch)
-        return self.backbone.generate(batch, max_new_tokens=max_new_tokens)
+        return likelihood.next_logprobs(self.backbone, batch, labels_SL)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        batch: Batch,
+        how: Generation | None = None,
+        *,
+        keys: Sequence[str] = (),
+        max_new_tokens: int = 64,
+    ) -> list[str]:
+        """S texts, as in Backbone.generate. A batch with a layout (of an encoder-decoder) is encoded so."""
+        self._select(batch)
+        encoded = None
+        if batch.layout is not None:
+            encoded = self.backbone.hidden(batch)
+            batch = replace(batch, layout=None)
+            self._select(batch)  # the texts are written row by row
+        return self.backbone.generate(batch, how, keys=keys, encoded=encoded, max_new_tokens=max_new_tokens)
 
     def _select(self, batch: Batch) -> None:
         tasks = [part.task for part in batch.slices]

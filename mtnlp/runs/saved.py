@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -16,7 +15,7 @@ from mtnlp.config import Recipe
 from mtnlp.errors import DataError, MtnlpError, RecipeError, did_you_mean, shown
 from mtnlp.resolve import load_imports, named_tasks
 from mtnlp.runs.folder import RunFolder
-from mtnlp.runs.session import bad_rows, questions_of, shots_of, train_targets
+from mtnlp.runs.session import bad_rows, shots_of
 from mtnlp.tasks.examples import check_columns, example
 from mtnlp.tasks.spec import Example, TaskSpec
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from mtnlp.bench.evaluate import Report
     from mtnlp.bench.predict import Predictor
     from mtnlp.data.task_data import TaskData
+    from mtnlp.runs.targets import RunTarget
 
 _NO_COLUMN = "\0"  # where no row has an answer: it is not asked for, and whatever stands there is no mistake
 
@@ -145,24 +145,21 @@ def evaluate_run(
     """
     if limit is not None and limit < 1:
         raise MtnlpError(f"limit: expected at least 1 row, got {limit}. Leave it out for all rows.")
-    from mtnlp.bench.evaluate import Report, evaluate
+    from mtnlp.runs import harness, targets
 
-    started = time.perf_counter()
-    folder, recipe, specs = found = _finished(run)
-    wanted = _wanted({spec.name: spec for spec in specs}, tasks)
-    opened = _opened_all(recipe, wanted, split, limit, where=folder.path)
-    model = _live(found, trust_remote_code=trust_remote_code)
-    index = {name: i for i, name in enumerate(model.tasks)}
-    questions = {index[data.spec.name]: questions_of(data, split, most=limit) for data in opened}
-    targets = {index[data.spec.name]: train_targets(data) for data in opened}
-    report = evaluate(model.predictor, questions, targets, split=split)
-    about = {
-        "run": str(run),
-        "backbone": recipe.model.backbone,
-        "strategy": recipe.model.strategy.name,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    return Report(report.scores, about)
+    target = targets.RunTarget(Path(run), trust_remote_code=trust_remote_code)
+    return harness.evaluate_own(target, tasks, split, limit).report
+
+
+def open_tasks(
+    target: RunTarget, tasks: str | Sequence[str] | None, split: str, limit: int | None
+) -> list[TaskData]:
+    """The chosen tasks of a run with their rows, every row that will be asked being usable.
+
+    Raises:
+        MtnlpError: unknown task; no such split; rows that lived in memory, or cannot be used.
+    """
+    return _opened_all(target.recipe, _wanted(target.tasks, tasks), split, limit, where=target.folder.path)
 
 
 def _wanted(tasks: Mapping[str, TaskSpec], names: str | Sequence[str] | None) -> list[TaskSpec]:

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 import transformers as tr
 
 from mtnlp.errors import MtnlpError
-from mtnlp.models import _load
+from mtnlp.models import _load, places
 from mtnlp.models.backbone import Backbone
 
 packaged = pytest.mark.skipif(
-    importlib.util.find_spec(_load.MINILM_PACKAGE) is None, reason="needs mtnlp[offline]"
+    importlib.util.find_spec(places.MINILM_PACKAGE) is None, reason="needs mtnlp[offline]"
 )
 
 
@@ -121,7 +121,7 @@ def test_an_outline_has_the_names_and_sizes_of_the_network_and_needs_no_weights(
 
 
 @packaged
-@pytest.mark.parametrize("name", _load.ALIASES)
+@pytest.mark.parametrize("name", places.ALIASES)
 def test_an_alias_has_an_outline_too(name, monkeypatch):
     loaded = described(Backbone.load(name))
     monkeypatch.setattr(tr.PreTrainedModel, "from_pretrained", None)  # whoever read weights would stumble
@@ -170,7 +170,7 @@ def test_a_network_of_unknown_family_must_be_told():
 def test_without_the_package_minilm_is_the_hub_model(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
-    assert _load._place("minilm") == _load.MINILM_HUB
+    assert places.place_of("minilm") == places.MINILM_HUB
     with pytest.raises(MtnlpError, match=r'model hub .*Without a network: pip install "mtnlp\[offline\]"'):
         Backbone.load("minilm")
 
@@ -178,7 +178,7 @@ def test_without_the_package_minilm_is_the_hub_model(monkeypatch):
 @packaged
 def test_minilm_is_the_packaged_network_and_does_not_drag_its_package_in():
     backbone = Backbone.load("minilm").eval()
-    folder = _load._packaged()
+    folder = places.packaged()
     own, tokenizer = tr.AutoModel.from_pretrained(folder).eval(), tr.AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer(["a man is eating", "tea"], padding=True, return_tensors="pt")
 
@@ -188,7 +188,7 @@ def test_minilm_is_the_packaged_network_and_does_not_drag_its_package_in():
 
     assert (backbone.family, backbone.width, len(backbone.blocks())) == ("encoder", 384, 6)
     assert backbone.tokenizer("tea").input_ids == tokenizer("tea").input_ids
-    assert _load.MINILM_PACKAGE not in sys.modules
+    assert places.MINILM_PACKAGE not in sys.modules
 
 
 @packaged

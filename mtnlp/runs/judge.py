@@ -1,0 +1,142 @@
+"""What `mtnlp eval` does: open the targets, evaluate them, compare them, and write it all down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtnlp.bench import comparison, page, suites
+from mtnlp.bench.comparison import Comparison
+from mtnlp.errors import MtnlpError
+from mtnlp.metrics.text import same_text
+from mtnlp.runs import harness, targets
+from mtnlp.runs.harness import Evaluation, Judged
+
+SHOWN = 3  # wrong answers of a task on the page
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Evaluations of all targets, and the first one against each of the others."""
+
+    evaluations: tuple[Evaluation, ...]
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every task and every row was scored."""
+        return all(evaluation.report.whole for evaluation in self.evaluations)
+
+    def print(self) -> None:
+        for evaluation in self.evaluations:
+            if len(self.evaluations) > 1:
+                print(f"\n{evaluation.report.about['target']}")
+            evaluation.report.print()
+        for one in self.comparisons:
+            one.print()
+
+
+def judge(
+    names: Sequence[str],
+    suite: str | None = None,
+    *,
+    adapters: Sequence[str] = (),
+    tasks: str | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    root: Path | None = None,
+    compare: bool = False,
+    trust_remote_code: bool = False,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Verdict:
+    """Evaluate targets on a suite, or runs on their own tasks.
+
+    Raises:
+        MtnlpError: no such target, suite, task or split; nothing to compare with.
+    """
+    asked = None
+    if suite is not None:
+        asked = suites.load(suite, tasks=tasks, split=split, limit=limit, root=root)
+    opened = [targets.open_target(name, adapters, trust_remote_code=trust_remote_code) for name in names]
+    found = []
+    for target in opened:
+        if asked is not None:
+            found.append(harness.evaluate(target, asked, progress=progress))
+        elif isinstance(target, targets.RunTarget):
+            found.append(harness.evaluate_own(target, tasks, split or "test", limit, progress=progress))
+        else:
+            raise MtnlpError(
+                f"{target.name} is no run folder, so it has no tasks of its own: name a --suite. "
+                f"Known: {', '.join(suites.names())}; a YAML file or a folder of tasks will do too."
+            )
+    return Verdict(tuple(found), tuple(_compared(found)) if compare else ())
+
+
+def _compared(found: Sequence[Evaluation]) -> list[Comparison]:
+    """The first target, or adapter, against each other one."""
+    sides = [
+        (" ".join(filter(None, (evaluation.report.about["target"], model))), evaluation, model)
+        for evaluation in found
+        for model in dict.fromkeys(item.score.model for item in evaluation.judged)
+    ]
+    if len(sides) < 2:
+        raise MtnlpError("--compare: name two targets or more, or give several adapters.")
+    (first, one, own), *others = sides
+    return [
+        comparison.compare(
+            first, comparison.sides(one.judged, own), second, comparison.sides(other.judged, model)
+        )
+        for second, other, model in others
+    ]
+
+
+def save(verdict: Verdict, folder: Path) -> None:
+    """results.json, comparisons.json, report.html, and samples/TASK.jsonl with a line per row; those of
+    several targets in a folder each.
+
+    Raises:
+        MtnlpError: they cannot be written.
+    """
+    several = len(verdict.evaluations) > 1
+    try:
+        for i, evaluation in enumerate(verdict.evaluations):
+            own = folder / f"{i + 1}-{Path(evaluation.report.about['target']).name}" if several else folder
+            own.mkdir(parents=True, exist_ok=True)
+            evaluation.report.save(own / "results.json")
+            for item in evaluation.judged:
+                path = own / "samples" / f"{_name(item).replace('/', '--')}.jsonl"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lines = [json.dumps(row, ensure_ascii=False) for row in _rows(item)]
+                path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+            wrong = {_name(item): _wrong(item)[:SHOWN] for item in evaluation.judged}
+            shown = verdict.comparisons if i == 0 else ()
+            (own / "report.html").write_text(page.page(evaluation.report, wrong, shown), "utf-8")
+        if verdict.comparisons:
+            data = [one.as_dict() for one in verdict.comparisons]
+            (folder / "comparisons.json").write_text(json.dumps(data, indent=2) + "\n", "utf-8")
+    except OSError as error:
+        raise MtnlpError(f"{folder}: results cannot be written there ({error.strerror}).") from None
+
+
+def _name(item: Judged) -> str:
+    return " ".join(part for part in (item.score.task, item.score.model, item.score.template) if part)
+
+
+def _rows(item: Judged) -> list[dict[str, Any]]:
+    return [
+        {"row": place, "inputs": dict(example.inputs), "target": example.target, **answer}
+        for place, example, answer in zip(item.places, item.examples, item.answers, strict=True)
+    ]
+
+
+def _wrong(item: Judged) -> list[dict[str, Any]]:
+    """Rows that were not answered as wanted; of numbers, those that are farthest off."""
+    kind, rows = item.score.kind, _rows(item)
+    if kind == "regress":
+        return sorted(rows, key=lambda row: -abs(row["value"] - row["target"]))
+    if kind in ("span", "generate"):
+        return [row for row in rows if not same_text(row["value"], row["target"])]
+    return [row for row in rows if json.dumps(row["value"]) != json.dumps(row["target"])]

@@ -1,0 +1,250 @@
+"""What `mtnlp eval` can evaluate: run folders, and plain models of transformers with any number of adapters.
+
+A target says what its answers depend on (`digest`) before any weight is loaded, so that an evaluation whose
+answers are all kept loads nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cache, cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtnlp import assemble
+from mtnlp.bench import labels
+from mtnlp.bench.samples import key_of
+from mtnlp.errors import MtnlpError, did_you_mean, shown
+from mtnlp.models.places import content_of, digest_of, folder_of
+from mtnlp.runs.folder import RunFolder
+from mtnlp.tasks.spec import TaskSpec
+
+if TYPE_CHECKING:
+    from mtnlp.bench.predict import Predictor
+
+LONGEST = 2048  # tokens of a prompt, where the model itself sets no lower limit
+ANSWER = 256  # tokens of an answer
+LIBRARIES = ("torch", "transformers", "tokenizers")
+CODE = ("bench/predict.py", "data", "heads", "models", "strategies", "tasks/templates.py", "tasks/answers.py")
+
+
+@cache
+def code_version() -> str:
+    """A hash of the code that answers are made by: ours, and the versions of the libraries below it."""
+    root = Path(assemble.__file__).parent
+    files = [path for part in CODE for path in sorted([root / part, *(root / part).glob("*.py")])]
+    ours = [content_of(path).hex() for path in files if path.is_file()]
+    return key_of(ours, [version(name) for name in LIBRARIES])
+
+
+class Target(ABC):
+    """One thing to be evaluated.
+
+    Attributes:
+        name: as it was given. models: what stands in the table for it: one, or one per adapter.
+        about: what else reports should say.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    about: dict[str, Any]
+
+    @abstractmethod
+    def digest(self, model: str) -> str:
+        """A hash of all that this model's answers depend on beside the question: weights, tokenizer,
+        settings, code."""
+
+    @abstractmethod
+    def spec(self, asked: TaskSpec) -> TaskSpec:
+        """The task as these models answer it.
+
+        Raises:
+            MtnlpError: they cannot; why.
+        """
+
+    def check(self, spec: TaskSpec) -> None:
+        """Whether a task can be answered, once its labels are known. MtnlpError if not."""
+        return
+
+    @abstractmethod
+    def index(self, model: str, spec: TaskSpec) -> int:
+        """The task index under which the predictor is to be asked."""
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """Loaded when first asked for."""
+        return self._load()
+
+    @abstractmethod
+    def _load(self) -> Predictor: ...
+
+
+class RunTarget(Target):
+    """A finished run: its tasks by their own heads or adapters; others too where all share one text model."""
+
+    def __init__(self, path: Path, *, trust_remote_code: bool = False) -> None:
+        from mtnlp.runs import saved
+
+        self.name, self.models, self.trust = str(path), ("",), trust_remote_code
+        self._found = self.folder, self.recipe, specs = saved._finished(path)
+        self.tasks = {spec.name: spec for spec in specs}
+        self.about = {"backbone": self.recipe.model.backbone, "strategy": self.recipe.model.strategy.name}
+
+    @cached_property
+    def _digest(self) -> str:
+        model, train = self.recipe.model, self.recipe.train
+        folder = folder_of(model.backbone, model.revision)
+        parts = [content_of(path).hex() for path in (self.folder.weights, self.folder.tasks)]
+        settings = [model.model_dump(), train.precision, train.matmul, train.max_tokens]
+        return key_of(code_version(), parts, settings, folder and digest_of(folder))
+
+    def digest(self, model: str) -> str:
+        return self._digest
+
+    def spec(self, asked: TaskSpec) -> TaskSpec:
+        own = self.tasks.get(asked.name)
+        if own is None:
+            return self._foreign(asked)
+        if own.kind != asked.kind:
+            raise MtnlpError(f"the run learned {asked.name} as {own.kind}, and here it is {asked.kind}.")
+        if asked.labels is not None and (lacking := sorted(set(asked.labels) - set(own.labels or ()))):
+            raise MtnlpError(f"the run has no label {', '.join(map(shown, lacking))} for it.")
+        return asked.replace(labels=own.labels, words=own.words, score_scale=own.score_scale)
+
+    def _foreign(self, asked: TaskSpec) -> TaskSpec:
+        strategy = self.recipe.model.strategy.name
+        if strategy not in ("full", "lora") or self.predictor.encoder.form == "encoder":
+            hint = did_you_mean(asked.name, self.tasks)
+            raise MtnlpError(f"the run has learned no task of this name. {hint}")
+        return asked
+
+    def index(self, model: str, spec: TaskSpec) -> int:
+        return list(self.tasks).index(spec.name) if spec.name in self.tasks else 0
+
+    def _load(self) -> Predictor:
+        from mtnlp.runs import saved
+
+        return saved._live(self._found, trust_remote_code=self.trust).predictor
+
+
+class ModelTarget(Target):
+    """A model that writes text, alone or with adapters in peft's format, each of them a row of one bank."""
+
+    def __init__(
+        self,
+        name: str,
+        adapters: Sequence[str] = (),
+        *,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.name, self.revision, self.trust = name, revision, trust_remote_code
+        self.adapters = {Path(adapter).name: _adapter_folder(adapter) for adapter in adapters}
+        if len(self.adapters) < len(adapters):
+            raise MtnlpError("--adapter: two adapters end in the same name; rename one folder.")
+        self.models = tuple(self.adapters) or ("",)
+        self.about = {"backbone": name}
+
+    @cached_property
+    def _base(self) -> str:
+        folder = folder_of(self.name, self.revision)
+        if folder is None:  # downloads it
+            self.predictor  # noqa: B018
+            folder = folder_of(self.name, self.revision)
+        return key_of(code_version(), folder and digest_of(folder), LONGEST, ANSWER)
+
+    def digest(self, model: str) -> str:
+        return key_of(self._base, digest_of(self.adapters[model])) if model else self._base
+
+    def spec(self, asked: TaskSpec) -> TaskSpec:
+        return asked
+
+    def index(self, model: str, spec: TaskSpec) -> int:
+        return self.models.index(model)
+
+    def _load(self) -> Predictor:
+        return assemble.build_plain(
+            self.name,
+            self.adapters,
+            revision=self.revision,
+            longest=LONGEST,
+            answer=ANSWER,
+            trust_remote_code=self.trust,
+        )
+
+
+class ClassifierTarget(ModelTarget):
+    """A plain network with a head for sequences or tokens, matched to tasks by the names of its labels."""
+
+    def __init__(self, name: str, config: dict[str, Any], **options: Any) -> None:
+        super().__init__(name, **options)
+        self.config = config
+
+    def check(self, spec: TaskSpec) -> None:
+        labels.columns(self.config, spec)
+
+    def _load(self) -> Predictor:
+        return assemble.build_classifier(
+            self.name, self.config, revision=self.revision, trust_remote_code=self.trust
+        )
+
+
+def open_target(
+    name: str,
+    adapters: Sequence[str] = (),
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Target:
+    """A run folder, or a model: folder, alias or hub id.
+
+    Raises:
+        MtnlpError: nothing of that name, or a run that is not finished.
+    """
+    path = Path(name).expanduser()
+    if RunFolder(path).holds_run():
+        if adapters:
+            raise MtnlpError("--adapter goes with a plain model; a run folder has adapters of its own.")
+        return RunTarget(path, trust_remote_code=trust_remote_code)
+    if path.is_dir() and not (path / "config.json").exists():
+        raise MtnlpError(
+            f"{name} is neither a run folder (no recipe.yaml and tasks.json) nor a model (no config.json)."
+        )
+    folder = folder_of(name, revision)
+    config = _config(folder) if folder else {}
+    if labels.head_of(config):
+        if adapters:
+            raise MtnlpError("--adapter goes with a model that writes text, and this one has a head.")
+        return ClassifierTarget(name, config, revision=revision, trust_remote_code=trust_remote_code)
+    return ModelTarget(name, adapters, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise MtnlpError(f"{folder / 'config.json'}: cannot be read ({error}).") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _adapter_folder(name: str) -> Path:
+    """The folder of an adapter: as named, or downloaded from the hub."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise MtnlpError(f"--adapter {name}: no such folder.")
+    from huggingface_hub import snapshot_download
+
+    from mtnlp.data import hub
+
+    try:
+        with hub.at_once() if not path.exists() else nullcontext():
+            return Path(snapshot_download(name, allow_patterns=["adapter_*", "*.json"]))
+    except Exception as error:  # of many kinds: no network, no such repository, no access
+        first = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise MtnlpError(f"--adapter {name}: neither a folder here nor found on the hub ({first}).") from None
