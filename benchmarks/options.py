@@ -3,13 +3,13 @@
 Run:     python benchmarks/options.py [--json options.json], in an environment of its own:
          pip install lm_eval==0.4.13 torch==2.13.0, then mtnlp (`pip install -e .`)
 Cost:    fifteen minutes on one core; a minute with --quick
-A T5 shape (width 256, 4 + 4 layers) and a Llama shape (width 256, 8 layers) with random weights, 32,128 tokens
-and float32 read contexts of about 130 tokens (log-normal, 30 to 400) and score K options of one to three
-words: drawn anew for each document at K = 4, the same list for all at K = 20 and 77. Times are from texts to
-log-likelihoods, tokenisation included. lm-eval gets its requests ready made and is measured at batch sizes 16
-and 1; the faster one counts. Both sides score the same tokens, so ours ends no option here; "with ends" is
-ours as it is otherwise. Before timing: every log-likelihood must be within 1e-4 of lm-eval's, its choices the
-same, and an encoder must see each document once, else exit code 1.
+A T5 shape (width 256, 4 + 4 layers) and a Llama shape (width 256, 8 layers), both in float32 with random
+weights and 32,128 tokens, read contexts of about 130 tokens (log-normal, 30 to 400) and score K options of
+one to three words: drawn anew for each document at K = 4, the same list for all at K = 20 and 77. Times are
+from texts to log-likelihoods, tokenisation included. lm-eval gets its requests ready made and is measured at
+batch sizes 16 and 1; the faster one counts. Both sides score the same tokens, so ours puts no end token
+behind an option here; "with ends" is ours as it is otherwise. Before timing: every log-likelihood must be
+within 1e-4 of lm-eval's, the choices the same, and no context read twice, else exit code 1.
 """
 
 from __future__ import annotations

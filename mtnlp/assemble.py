@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mtnlp.balancers.base import Balancer
     from mtnlp.bench.classifiers import Classifier
     from mtnlp.bench.predict import Predictor
+    from mtnlp.bench.similar import Similarity
     from mtnlp.data.encode import Encoder
     from mtnlp.data.store import TokenStore
     from mtnlp.models.backbone import Backbone
@@ -250,8 +251,9 @@ def build_plain(
     longest: int,
     answer: int,
     trust_remote_code: bool = False,
-) -> Predictor:
-    """What asks a plain model that writes text, in float32, with a row of a bank for every adapter.
+) -> Predictor | Similarity:
+    """What asks a plain model, in float32: one that writes text, with a row of a bank for every adapter; or
+    an encoder, by the similarity of texts.
 
     Args:
         name: folder, alias or hub id.
@@ -259,22 +261,23 @@ def build_plain(
         longest, answer: most tokens of a prompt (the model itself may take fewer) and of an answer.
 
     Raises:
-        MtnlpError: it cannot be loaded, it does not write text, or an adapter does not fit it.
+        MtnlpError: it cannot be loaded, or an adapter does not fit it.
     """
     from mtnlp.bench.predict import Predictor
+    from mtnlp.bench.similar import Similarity
     from mtnlp.data.encode import Encoder
     from mtnlp.models.backbone import Backbone
+    from mtnlp.models.embedding import Embedder
     from mtnlp.models.multitask import MultitaskModel
     from mtnlp.strategies import _peft_files
     from mtnlp.train.engine import Wanted, choose
 
     backbone = Backbone.load(name, revision=revision, trust_remote_code=trust_remote_code)
-    if backbone.family == "encoder":
-        raise MtnlpError(
-            f"{name} is an encoder without a head for any task. Train heads with `mtnlp finetune` and "
-            "evaluate the run, or name a model that writes text."
-        )
     device = _device()
+    if backbone.family == "encoder":
+        if adapters:
+            raise MtnlpError(f"--adapter: {name} is an encoder without a head; adapters go with text models.")
+        return Similarity(Embedder(backbone.to(device).eval()))
     if adapters:
         rows = {key: _peft_files.read(path) for key, path in adapters.items()}
         strategy = _peft_files.attach(backbone, rows)

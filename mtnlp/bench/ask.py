@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from mtnlp.bench import ranks
 from mtnlp.bench.questions import Questions
 from mtnlp.bench.samples import Samples, key_of
+from mtnlp.bench.shots import document
 from mtnlp.data.store import ENCODED
+from mtnlp.tasks.spec import Example
 
 if TYPE_CHECKING:
     from mtnlp.bench.predict import Predictor
@@ -39,8 +41,13 @@ class Asked:
         part, spec = self.questions, self.questions.spec
         task = [self.digest, spec.name, [repr(getattr(spec, name)) for name in ENCODED if name != "fields"]]
         shots = [(dict(shot.inputs), shot.target) for shot in part.shots]
-        same = key_of(task, part.template, shots, part.request)
-        return [key_of(same, dict(example.inputs)) for example in part.examples]
+        same = key_of(task, part.template, shots, part.request, dict(part.generation))
+        return [key_of(same, dict(example.inputs), self._drawn(example)) for example in part.examples]
+
+    def _drawn(self, example: Example) -> list[Any]:
+        if not self.questions.drawn:
+            return []
+        return [(dict(shot.inputs), shot.target) for shot in self.questions.drawn[document(example)]]
 
 
 def ask(

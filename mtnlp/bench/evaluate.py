@@ -30,7 +30,7 @@ class TaskScore:
             there are no training rows.
         intervals: metric name -> {"stderr", "low", "high"}, by bootstrap.
         model: which of several models (adapters) was asked; "" = the only one.
-        template: the prompt, "" = the task's own.
+        template: the prompt, "" = the task's own. shots: solved examples in it.
         hashes: of the "task", its "template" and its "data".
         faults: what went wrong with some rows, in sentences. notes: what else to know, such as cut inputs.
         slices: axis ("length" ...) -> [{"name", "n", "value"}] of the main metric.
@@ -45,6 +45,7 @@ class TaskScore:
     intervals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     model: str = ""
     template: str = ""
+    shots: int = 0
     hashes: Mapping[str, str] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -76,12 +77,17 @@ class Report:
         about: what was judged: run, step, backbone, strategy, seconds; the suite and its version.
         groups: means over tasks, where a suite states some.
         skipped: {"task", "reason"} of tasks that could not be scored.
+        spreads: {"task", "model", "mean", "sd", "worst", "best" ...} of tasks that were asked with several
+            templates.
+        overlap: of the suite's rows with what the model was trained on, where that was looked for.
     """
 
     scores: tuple[TaskScore, ...]
     about: Mapping[str, Any] = field(default_factory=dict)
     groups: tuple[GroupScore, ...] = ()
     skipped: tuple[Mapping[str, str], ...] = ()
+    spreads: tuple[Mapping[str, Any], ...] = ()
+    overlap: Mapping[str, Any] | None = None
 
     @property
     def whole(self) -> bool:
@@ -111,6 +117,8 @@ class Report:
             "scores": [asdict(score) for score in self.scores],
             **({"groups": [asdict(group) for group in self.groups]} if self.groups else {}),
             **({"skipped": [dict(item) for item in self.skipped]} if self.skipped else {}),
+            **({"spreads": [dict(item) for item in self.spreads]} if self.spreads else {}),
+            **({"overlap": dict(self.overlap)} if self.overlap else {}),
         }
 
     @classmethod
@@ -121,7 +129,8 @@ class Report:
             for item in data["scores"]
         ]
         groups = [GroupScore(**{**item, "of": tuple(item["of"])}) for item in data.get("groups", ())]
-        return cls(tuple(scores), data["about"], tuple(groups), tuple(data.get("skipped", ())))
+        more = (tuple(data.get(key, ())) for key in ("skipped", "spreads"))
+        return cls(tuple(scores), data["about"], tuple(groups), *more, data.get("overlap"))
 
     def save(self, path: Path | str) -> None:
         """Write the report as JSON.
@@ -146,6 +155,11 @@ class Report:
         for score in self.scores:
             for note in (*score.faults, *score.notes):
                 console.print(f"{_named(score)}: {note}")
+        for item in self.spreads:
+            who = " ".join(filter(None, (item["task"], item["model"])))
+            ends = [f"{end} {item[end]:.3f} ({item[f'{end}_template']})" for end in ("worst", "best")]
+            middle = f"mean {item['mean']:.3f}, sd {item['sd']:.3f}"
+            console.print(f"{who}: over {item['templates']} templates {middle}, {', '.join(ends)}")
         for item in self.skipped:
             console.print(f"{item['task']}: not scored: {item['reason']}")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,17 @@ import torch
 
 from mtnlp.bench import ranks
 from mtnlp.bench.questions import Questions
+from mtnlp.bench.shots import document
 from mtnlp.data.batch import Batch
 from mtnlp.data.collate import eval_batches
 from mtnlp.data.encode import Encoder, decode
 from mtnlp.data.packed import Packed, option_batches
 from mtnlp.data.store import TokenStore
+from mtnlp.models import likelihood
+from mtnlp.models.generation import Generation
 from mtnlp.models.multitask import MultitaskModel
 from mtnlp.models.options import longest
+from mtnlp.tasks.answers import write
 from mtnlp.tasks.spec import Example
 from mtnlp.tasks.templates import parse, render
 
@@ -97,7 +101,10 @@ class Predictor:
                     yield from self._by_heads(asked)
                 else:
                     yield from self._by_options({t: q for t, q in asked.items() if q.by_options})
-                    yield from self._by_generation({t: q for t, q in asked.items() if not q.by_options})
+                    likely = {t: q for t, q in asked.items() if q.request == "likelihood"}
+                    yield from self._by_likelihood(likely)
+                    rest = {t: q for t, q in asked.items() if not q.by_options and t not in likely}
+                    yield from self._by_generation(rest)
         finally:
             self.model.train(was_training)
 
@@ -163,10 +170,35 @@ class Predictor:
         )
         return ranks.share(whole) if self._shared else whole
 
+    def _by_likelihood(self, questions: Mapping[int, Questions]) -> Iterator[list[Answered]]:
+        """The log-likelihood of each target below its prompt, in nats, and its tokens, words and bytes."""
+        if not questions:
+            return
+        stores = {task: self._store(part, part.examples) for task, part in questions.items()}
+        texts = {task: [write(part.spec, one) for one in part.examples] for task, part in questions.items()}
+        options = {"max_tokens": self.max_tokens, "pad_id": self.encoder.pad_id, "device": self.device}
+        whole = likelihood.of_targets(self.model, stores, texts, **options)
+        for scored in ranks.share(whole) if self._shared else whole:
+            yield [(task, row, {"value": asdict(found)}) for task, row, found in scored]
+
     def _by_generation(self, questions: Mapping[int, Questions]) -> Iterator[list[Answered]]:
+        """Tasks whose answers are to be written in the same way share batches."""
+        ways = {task: self._way(part) for task, part in questions.items()}
+        for how in dict.fromkeys(ways.values()):
+            yield from self._written({task: questions[task] for task, way in ways.items() if way == how}, how)
+
+    def _way(self, part: Questions) -> Generation:
+        return Generation(**{"max_new_tokens": self.max_new_tokens, **part.generation})
+
+    def _written(self, questions: Mapping[int, Questions], how: Generation) -> Iterator[list[Answered]]:
         stores = {task: self._store(part, part.examples) for task, part in questions.items()}
         for batch in self._batches(stores, generate=True):
-            texts = self.model.generate(batch, max_new_tokens=self.max_new_tokens)
+            keys = [
+                document(questions[part.task].examples[row])
+                for part in batch.slices
+                for row in part.rows.tolist()
+            ]
+            texts = self.model.generate(batch, how, keys=keys)
             answered = []
             for part in batch.slices:
                 asked = questions[part.task]
@@ -191,13 +223,16 @@ class Predictor:
 
     def _encodes_flat(self) -> bool:
         """Whether prompts are encoded as streams: then a batch may mix lengths, so that fewer loops write the
-        answers. Heads alone gain nothing from it: sorted batches are 96 % useful (benchmarks/encode_eval.py).
+        answers. Heads alone gain nothing from it: sorted batches are 95 % useful (benchmarks/encode_eval.py).
         """
         on_cpu = torch.device(self.device).type == "cpu"
         return on_cpu and self.encoder.form == "encoder-decoder" and self.model.backbone.runs_flat
 
     def _store(self, part: Questions, examples: Sequence[Example]) -> TokenStore:
-        columns = self.encoder.encode(part.spec, list(examples), template=part.template, shots=part.shots)
+        drawn = [part.drawn[document(example)] for example in examples] if part.drawn else None
+        columns = self.encoder.encode(
+            part.spec, list(examples), template=part.template, shots=part.shots, drawn=drawn
+        )
         self._cut[part.spec.name] = {examples[i].index for i in columns.cut}
         return TokenStore.from_columns(columns)
 

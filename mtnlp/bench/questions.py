@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from mtnlp.tasks.answers import CLOSED
 from mtnlp.tasks.spec import Example, TaskSpec, Template
@@ -16,7 +17,11 @@ class Questions:
     Args:
         template, shots: as in tasks.templates.render.
         request: how a model that writes text is asked. "options": the likelihood of each option; "generate":
-            what it writes is read; "auto": options where there is one closed list of them, else generate.
+            what it writes is read; "auto": options where there is one closed list of them, else generate;
+            "likelihood": of the target, or, from a decoder without a prompt, of the text.
+        drawn: id of a document (bench.shots.document) -> solved examples drawn for it, in place of `shots`;
+            empty = the same shots for all.
+        generation: how texts are written, as in models.generation.Generation.
     """
 
     spec: TaskSpec
@@ -24,6 +29,8 @@ class Questions:
     template: str | Template | None = None
     shots: tuple[Example, ...] = ()
     request: str = "auto"
+    drawn: Mapping[str, tuple[Example, ...]] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def by_options(self) -> bool:

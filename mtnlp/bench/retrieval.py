@@ -32,7 +32,7 @@ IDS = ("_id", "doc_id", "id")
 QRELS = ("query-id", "corpus-id", "score")
 DEPTH = 1000  # ranks that are kept: as many as trec_eval and BEIR score by default
 SHOWN = 20  # problems in one message
-QUERIES_AT_ONCE, DOCUMENTS_AT_ONCE = 512, 8192  # a block of float64 scores is 32 MiB
+QUERIES_AT_ONCE, DOCUMENTS_AT_ONCE = 512, 8192  # a block of cosines has 32 MiB
 Qrels = dict[str, dict[str, int]]
 
 
@@ -59,10 +59,8 @@ class RetrievalTask:
     def digest(self) -> str:
         """32 hexadecimal digits of all that scores depend on; the same for the same content anywhere."""
         judged = [(query, sorted(self.qrels[query].items())) for query in self.queries]
-        among = (
-            None if self.candidates is None else [sorted(self.candidates[query]) for query in self.queries]
-        )
-        return key_of([*self.corpus.items()], [*self.queries.items()], judged, among)
+        ranked = self.candidates and [sorted(self.candidates[query]) for query in self.queries]
+        return key_of([*self.corpus.items()], [*self.queries.items()], judged, ranked)
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Ranked:
     Args:
         predictions: (Q,) document ids, best first, at most DEPTH or as many as asked for.
         references: (Q,) document id -> gain.
-        scores: (Q,) cosines of the ranked documents, float32.
+        scores: (Q,) cosines of the ranked documents, float64.
         notes: those of the task, texts that were cut, and vectors that are not finite.
     """
 
@@ -94,14 +92,14 @@ def retrieve(task: RetrievalTask, embedder: Embedder, *, k: int = DEPTH) -> Rank
     names = list(task.corpus)
     documents = embedder.documents(list(task.corpus.values()))
     queries = embedder.queries(list(task.queries.values()))
-    usable, asking = (np.isfinite(own.vectors).all(1) for own in (documents, queries))
+    usable, asking = (_finite(own.vectors) for own in (documents, queries))
     notes = [*task.notes]
     for what, cut, good in (("documents", documents.cut, usable), ("queries", queries.cut, asking)):
         notes += [f"{len(cut)} of {len(good)} {what} are too long and were cut."] if cut else []
         bad = int((~good).sum())
         notes += [f"{bad} of {len(good)} {what} have vectors that are not finite numbers."] if bad else []
     predictions: list[tuple[str, ...]] = [()] * len(queries.vectors)
-    scores = [np.zeros(0, np.float32)] * len(queries.vectors)
+    scores = [np.zeros(0)] * len(queries.vectors)
     for rows, among in _searches(task, asking, usable):
         ids, found = rank(queries.vectors[rows], documents.vectors[among], k)
         for row, own, values in zip(rows, among[ids], found):
@@ -125,16 +123,16 @@ def _searches(
 def rank(queries: np.ndarray, documents: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k documents of highest cosine for every query, exactly.
 
-    Cosines are computed in float64 and rounded to float32, so that those of equal documents are equal,
-    whatever block they are in; equal ones keep the order of the documents. Memory is bounded but for what is
-    given and returned.
+    Cosines are computed in float64 and rounded to a multiple of 2^-30 (1e-9), so that those of equal
+    documents are equal, whatever block they are in; equal ones keep the order of the documents. Memory is
+    bounded but for what is given and returned.
 
     Args:
         queries: (Q, D); documents: (N, D); of any length. The cosine with a vector of zeros is 0.
         k: at most so many; all where there are fewer.
 
     Returns:
-        (Q, min(k, N)) int64 rows of documents, best first, and (Q, min(k, N)) float32 cosines.
+        (Q, min(k, N)) int64 rows of documents, best first, and (Q, min(k, N)) float64 cosines.
 
     Raises:
         MtnlpError: other shapes, k below 1, or values that are not finite.
@@ -147,10 +145,8 @@ def rank(queries: np.ndarray, documents: np.ndarray, k: int) -> tuple[np.ndarray
     if k < 1:
         raise MtnlpError(f"k={k} must be 1 or more.")
     for what, vectors in (("queries", queries), ("documents", documents)):
-        if bad := int((~np.isfinite(vectors).all(1)).sum()):
-            raise MtnlpError(
-                f"{bad} of {len(vectors)} {what} have vectors that are not finite; leave them out."
-            )
+        if bad := int((~_finite(vectors)).sum()):
+            raise MtnlpError(f"{bad} of {len(vectors)} {what} have vectors that are not finite; drop them.")
     best = np.zeros((len(queries), 0), np.uint64)
     for first in range(0, len(documents), DOCUMENTS_AT_ONCE):
         block = _unit(documents[first : first + DOCUMENTS_AT_ONCE])
@@ -158,31 +154,35 @@ def rank(queries: np.ndarray, documents: np.ndarray, k: int) -> tuple[np.ndarray
         found = np.empty((len(queries), kept), np.uint64)
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             some = slice(start, start + QUERIES_AT_ONCE)
-            cosines = (_unit(queries[some]) @ block.T).astype(np.float32)
-            keys = np.concatenate([best[some], _keys(cosines, first)], axis=1)
+            keys = _keys(_unit(queries[some]) @ block.T, first)
+            keys = np.concatenate([best[some], keys], axis=1)
             found[some] = np.partition(keys, keys.shape[1] - kept, axis=1)[:, keys.shape[1] - kept :]
         best = found
     best.sort(axis=1)
     return _read(best[:, ::-1])
 
 
-# A cosine and the row of its document are one number that sorts as wanted: in its high half the bits of the
-# float32, turned so that larger ones are larger as integers; in its low half the row, counted backwards.
-_SIGN, _LOW = np.uint32(1 << 31), np.uint64((1 << 32) - 1)
+# A cosine and the row of its document are one number that sorts as wanted: above the lower 32 bits the cosine
+# in steps of 2^-30, counted from -2, and in them the row, counted backwards.
+_STEPS, _ZERO, _ROWS = 1 << 30, 1 << 31, (1 << 32) - 1
 
 
 def _keys(cosines: np.ndarray, first: int) -> np.ndarray:
     """(Q, n) uint64 of the documents from row `first` on."""
-    bits = (cosines + np.float32(0)).view(np.uint32)  # + 0: minus zero becomes zero
-    high = np.where(bits & _SIGN, ~bits, bits | _SIGN).astype(np.uint64) << np.uint64(32)
-    return high | (_LOW - np.arange(first, first + cosines.shape[1], dtype=np.uint64))
+    steps = (np.rint(cosines * _STEPS) + _ZERO).astype(np.uint64)
+    rows = np.arange(first, first + cosines.shape[1], dtype=np.uint64)
+    return (steps << np.uint64(32)) | (np.uint64(_ROWS) - rows)
 
 
 def _read(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows and cosines of keys."""
-    high = (keys >> np.uint64(32)).astype(np.uint32)
-    bits = np.where(high & _SIGN, high ^ _SIGN, ~high)
-    return (_LOW - (keys & _LOW)).astype(np.int64), bits.view(np.float32)
+    rows = np.uint64(_ROWS) - (keys & np.uint64(_ROWS))
+    return rows.astype(np.int64), ((keys >> np.uint64(32)).astype(np.float64) - _ZERO) / _STEPS
+
+
+def _finite(vectors: np.ndarray) -> np.ndarray:
+    """(N,) bool, of vectors of float32: their sums cannot overflow."""
+    return np.isfinite(vectors.sum(1, dtype=np.float64))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -224,16 +224,17 @@ def read(path: str | Path, split: str = "test", *, name: str | None = None) -> R
         raise DataError("\n".join([f"{path}:", *(f"  {problem}" for problem in problems[:SHOWN]), *more]))
     if empty := sum(not text for text in corpus.values()):
         notes.append(f"{empty} of {len(corpus)} documents have no text.")
-    kept = {
-        query: text for query, text in queries.items() if any(g > 0 for g in qrels.get(query, {}).values())
-    }
+    relevant = {query for query, gains in qrels.items() if any(gain > 0 for gain in gains.values())}
+    kept = {query: text for query, text in queries.items() if query in relevant}
     if unjudged := len(queries.keys() - qrels.keys()):
         notes.append(f"{unjudged} of {len(queries)} queries have no judged document and are left out.")
     if without := len(queries) - unjudged - len(kept):
         notes.append(f"{without} of {len(queries)} queries have no relevant document and are left out.")
     if not kept:
         raise DataError(f"{path}: none of {len(queries)} queries has a relevant document (gain above 0).")
-    return RetrievalTask(name or path.stem, corpus, kept, qrels, candidates, tuple(notes))
+    return RetrievalTask(
+        name or (path.name if path.is_dir() else path.stem), corpus, kept, qrels, candidates, tuple(notes)
+    )
 
 
 def _rows(path: Path, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -293,8 +294,8 @@ def _qrels(path: Path, corpus: Mapping[str, str], queries: Mapping[str, str], pr
     for place, row in _rows(path, problems):
         if missing := [name for name in QRELS if name not in row]:
             problems.append(
-                f"{place}: no column {' and no '.join(missing)}; expected the header {' '.join(QRELS)}, apart "
-                "by tabs."
+                f"{place}: no column {' and no '.join(missing)}; expected the header {' '.join(QRELS)}, with "
+                "tabs between."
             )
             return found
         query, document, score = (row[name] for name in QRELS)

@@ -37,6 +37,9 @@ def evaluate(
     compare: Annotated[
         bool, typer.Option("--compare", help="Compare the first target (or adapter) with each other one.")
     ] = False,
+    overlap: Annotated[
+        bool, typer.Option("--overlap", help="Also look for the rows in what the run was trained on.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for results.json, samples and report.html; or a .json file of scores."),
@@ -58,6 +61,7 @@ def evaluate(
         limit=limit,
         root=root,
         compare=compare,
+        overlap=overlap,
         trust_remote_code=trust_remote_code,
         progress=lambda line: typer.echo(line, err=True) if ranks.rank() == 0 else None,
     )

@@ -120,6 +120,7 @@ class Encoder:
         *,
         template: str | None = None,
         shots: Sequence[Example] = (),
+        drawn: Sequence[Sequence[Example]] | None = None,
     ) -> Columns:
         """Columns of `examples`, all of the task `spec`.
 
@@ -127,12 +128,14 @@ class Encoder:
             template: name of the prompt, for text forms; None = the task's default.
             shots: solved examples put into every prompt, for text forms. A prompt that is too long loses
                 shots from the last one on, then tokens from its left; a target is never cut to make room.
+            drawn: in place of `shots`, those of each example.
 
         Raises:
             MtnlpError: a generate task in the encoder form.
         """
         if self.form != "encoder":
-            arrays, cut = prompts.encode(self, spec, examples, template=template, shots=tuple(shots))
+            own = [tuple(shots)] * len(examples) if drawn is None else [tuple(some) for some in drawn]
+            arrays, cut = prompts.encode(self, spec, examples, template=template, shots=own)
         elif spec.kind in inputs.BY_KIND:
             arrays, cut = inputs.BY_KIND[spec.kind](self, spec, examples)
         else:

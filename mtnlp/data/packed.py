@@ -195,7 +195,8 @@ class _Grid:
 
     Attributes:
         shape: (S, R). filled: (S, R) bool, True up to the end of each tree. sizes: (S,) nodes of each tree.
-        rows, columns: (n,) of the nodes of all trees in order; parents: (n,) columns of the nodes they follow.
+        rows, columns, depths: (n,) of the nodes of all trees in order; parents: (n,) column of the node that
+            each follows.
     """
 
     def __init__(self, heads: np.ndarray, trees: Sequence[Tree]) -> None:

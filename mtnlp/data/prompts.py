@@ -25,24 +25,29 @@ def encode(
     examples: Sequence[Example],
     *,
     template: str | None,
-    shots: tuple[Example, ...],
+    shots: Sequence[tuple[Example, ...]],
 ) -> tuple[dict[str, np.ndarray], set[int]]:
-    """Prompts within the length, and targets; an example without a target has an empty one."""
+    """Prompts within the length, and targets; an example without a target has an empty one.
+
+    shots: those of each example.
+    """
     apart = encoder.form == "encoder-decoder"
     tokenised = _in_two if apart or not encoder.tokenizer.is_fast else _in_one
 
-    def read(chosen: Sequence[int], shots: tuple[Example, ...]) -> tuple[Tokens, list[list[int] | None]]:
-        return tokenised(encoder, _rendered(encoder, spec, [examples[i] for i in chosen], template, shots))
+    def read(chosen: Sequence[int], most: int) -> tuple[Tokens, list[list[int] | None]]:
+        shown = [(examples[i], shots[i][:most]) for i in chosen]
+        return tokenised(encoder, _rendered(encoder, spec, shown, template))
 
-    prompts, targets = read(range(len(examples)), shots)
+    most = max(map(len, shots), default=0)
+    prompts, targets = read(range(len(examples)), most)
     cut = _end_targets(encoder, targets)
     frame = encoder.pieces.one
     last = frame.last if apart else ()
     room = [encoder.max_length - len(frame.first) - len(last) - _beside(encoder, own) for own in targets]
     long = [i for i, prompt in enumerate(prompts) if len(prompt) > room[i]]
     cut.update(long)
-    for fewer in range(len(shots) - 1, -1, -1):
-        for i, prompt in zip(long, read(long, shots[:fewer])[0], strict=True):
+    for fewer in range(most - 1, -1, -1):
+        for i, prompt in zip(long, read(long, fewer)[0], strict=True):
             prompts[i] = prompt
         long = [i for i in long if len(prompts[i]) > room[i]]
     for i in long:
@@ -64,14 +69,13 @@ def _end_targets(encoder: Encoder, targets: list[list[int] | None]) -> set[int]:
 def _rendered(
     encoder: Encoder,
     spec: TaskSpec,
-    examples: Sequence[Example],
+    shown: Sequence[tuple[Example, tuple[Example, ...]]],
     template: str | None,
-    shots: tuple[Example, ...],
 ) -> list[tuple[str, str | None]]:
     """(prompt, target); in a decoder the space between them goes to the target, as tokenizers like it."""
     texts = [
         (text.prompt, text.target)
-        for text in (render(spec, example, template=template, shots=shots) for example in examples)
+        for text in (render(spec, example, template=template, shots=shots) for example, shots in shown)
     ]
     if encoder.form == "encoder-decoder":
         return texts

@@ -189,12 +189,9 @@ def similarity(embedder: Embedder, pairs: Sequence[tuple[str, str]]) -> np.ndarr
 
     0 where a vector is all zeros; NaN where one is not finite.
     """
-    texts = {text: i for i, text in enumerate(dict.fromkeys(text for pair in pairs for text in pair))}
-    vectors = embedder.queries(list(texts)).vectors
-    a, b = (
-        vectors[[texts[pair[side]] for pair in pairs]].reshape(len(pairs), -1).astype(np.float64)
-        for side in (0, 1)
-    )
+    places = {text: i for i, text in enumerate(dict.fromkeys(text for pair in pairs for text in pair))}
+    vectors = embedder.queries(list(places)).vectors.astype(np.float64)
+    a, b = (vectors[np.array([places[pair[side]] for pair in pairs], np.int64)] for side in (0, 1))
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosines = (a * b).sum(1) / np.where(lengths == 0, 1, lengths)
     return np.clip(cosines, -1, 1)

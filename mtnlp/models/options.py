@@ -36,8 +36,10 @@ ANY = 1 << 30
 
 
 def scores(backbone: Backbone, packed: Packed) -> tuple[Tensor, Tensor]:
-    """(O,) float64 log-likelihood of each option, summed over its tokens, and (O,) int64 their number; in main
-    memory, where sums come out the same every time."""
+    """(O,) float64 log-likelihood of each option, summed over its tokens, and (O,) int64 their number.
+
+    In main memory: what is summed there comes out the same every time.
+    """
     net, dtype = backbone.net, next(backbone.net.parameters()).dtype
     mask = torch.zeros(packed.seen.shape, dtype=dtype, device=packed.seen.device)
     mask = mask.masked_fill_(~packed.seen, torch.finfo(dtype).min).unsqueeze(1)
@@ -52,7 +54,7 @@ def scores(backbone: Backbone, packed: Packed) -> tuple[Tensor, Tensor]:
 
 
 def _norms(logits_PV: Tensor) -> Tensor:
-    """(P,) log of the summed exponentials; on a CPU so many at a time as stay in its cache, 3 times as fast."""
+    """(P,) log of the summed exponentials. A CPU is 3 times as fast with as many at a time as it caches."""
     whole = logits_PV.device.type != "cpu"
     few = len(logits_PV) if whole else max(1, CACHED // logits_PV.shape[1])
     return torch.cat([part.logsumexp(-1) for part in logits_PV.split(few)])
@@ -60,7 +62,8 @@ def _norms(logits_PV: Tensor) -> Tensor:
 
 def _inputs(net: nn.Module, packed: Packed, mask: Tensor) -> dict[str, Any]:
     """Arguments of a forward of the network."""
-    found, positions = {"input_ids": packed.contexts.input_ids}, packed.positions + _first(net)
+    decoder = net if packed.nodes is None else net.get_decoder()
+    found, positions = {"input_ids": packed.contexts.input_ids}, packed.positions + _first(decoder)
     if packed.nodes is None:
         return found | {"attention_mask": mask, "position_ids": positions}
     nodes = packed.nodes.clone()

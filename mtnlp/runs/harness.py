@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 
 from mtnlp import metrics
-from mtnlp.bench import axes, groups, statistics
+from mtnlp.bench import axes, groups, retrieval, statistics
 from mtnlp.bench.ask import Answers, Asked, ask
 from mtnlp.bench.evaluate import GroupScore, Report, TaskScore
 from mtnlp.bench.normalise import preferred
+from mtnlp.bench.overlap import Overlap
 from mtnlp.bench.questions import Questions
 from mtnlp.bench.samples import Samples, key_of
+from mtnlp.bench.shots import Pool, document
 from mtnlp.bench.suites import Entry, Suite
+from mtnlp.bench.suites.entries import Search
 from mtnlp.data.kept import cache_dir
 from mtnlp.data.task_data import TaskData
 from mtnlp.errors import DataError, MtnlpError
@@ -34,15 +37,19 @@ from mtnlp.tasks.answers import options
 from mtnlp.tasks.spec import Example, TaskSpec, Template
 
 SHOWN = 3  # bad rows that a note quotes
+PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+POOL = 10_000  # rows that solved examples are drawn from, at most
 
 
 @dataclass(frozen=True)
 class Judged:
     """One model on one task: its score, and what the score was made of, row by row.
 
-    stats: metric name -> (N, k) statistics; where the rows are, what they ask and want, what was answered.
+    spec: the task as it was asked. stats: metric name -> (N, k) statistics; where the rows are, what they ask
+    and want, what was answered.
     """
 
+    spec: TaskSpec
     score: TaskScore
     stats: Mapping[str, np.ndarray]
     places: Sequence[str]
@@ -56,6 +63,7 @@ class Evaluation:
 
     report: Report
     judged: list[Judged] = field(default_factory=list)
+    overlap: Overlap | None = None
 
 
 def evaluate(
@@ -81,6 +89,11 @@ def evaluate(
             judged += _entry(target, entry, data, progress, resamples)
         except MtnlpError as error:
             skipped.append({"task": entry.spec.name, "reason": str(error)})
+    for search in suite.searches:
+        try:
+            judged.append(_search(target, search, progress, resamples))
+        except MtnlpError as error:
+            skipped.append({"task": search.name, "reason": str(error)})
     about = {
         "target": target.name,
         "suite": suite.name,
@@ -90,7 +103,7 @@ def evaluate(
     }
     scores = tuple(item.score for item in judged)
     report = Report(scores, about, _groups(suite, scores), tuple(skipped))
-    return Evaluation(report, judged)
+    return Evaluation(replace(report, spreads=_spreads(scores)), judged)
 
 
 def evaluate_own(
@@ -108,7 +121,7 @@ def evaluate_own(
 
 def _opened(target: Target, entry: Entry) -> TaskData:
     spec = target.spec(entry.spec)
-    return TaskData.open(spec if entry.shots is None else spec.replace(shots=entry.shots))
+    return TaskData.open(spec if entry.shots is None else spec.replace(shots=0))
 
 
 def _entry(
@@ -118,9 +131,11 @@ def _entry(
     target.check(data.spec)
     places, examples, faults = _readable(data, entry.split, entry.limit)
     samples = Samples(cache_dir() / "answers" / f"{target.digest(target.models[0])}.jsonl")
-    found = []
+    found, drawn = [], _drawn(data, entry, examples)
     for template in entry.templates or (None,):
-        questions = Questions(data.spec, examples, template, session.shots_of(data.spec), entry.request)
+        questions = Questions(
+            data.spec, examples, template, session.shots_of(data.spec), entry.request, drawn, entry.generation
+        )
         asked = {
             model: Asked(target.index(model, data.spec), target.digest(model), questions)
             for model in target.models
@@ -132,6 +147,63 @@ def _entry(
         for model, own in answers.items():
             found.append(_judged(data, entry, questions, places, own, model, faults, resamples))
     return found
+
+
+def _search(target: Target, search: Search, progress: Callable[[str], None], resamples: int) -> Judged:
+    """One retrieval task: the documents that a target's vectors rank first for each query."""
+    task = retrieval.read(search.path, search.split, name=search.name)
+    progress(f"{search.name}: {len(task.queries):,} queries, {len(task.corpus):,} documents")
+    digest = target.digest(target.models[0])
+    samples = Samples(cache_dir() / "answers" / f"{digest}.jsonl")
+    keys = {query: key_of(digest, task.digest, retrieval.DEPTH, query) for query in task.queries}
+    notes: tuple[str, ...] = task.notes
+    if any(samples.get(key) is None for key in keys.values()):
+        ranked = retrieval.retrieve(task, target.embedder)
+        notes = ranked.notes
+        samples.add(
+            (keys[query], {"value": list(ids)}) for query, ids in zip(task.queries, ranked.predictions)
+        )
+    answers = [dict(samples.get(key)) for key in keys.values()]
+    truth = [dict(task.qrels[query]) for query in task.queries]
+    wanted = [metrics.get(name, "retrieve") for name in search.metrics]
+    values = [tuple(answer["value"]) for answer in answers]
+    stats = {metric.name: metric.stats(values, truth, None) for metric in wanted}
+    score = TaskScore(
+        search.name,
+        "retrieve",
+        search.split,
+        len(truth),
+        {metric.name: float(metric.reduce(stats[metric.name])) for metric in wanted},
+        {},
+        _intervals(wanted, stats, resamples),
+        hashes={"task": task.digest, "data": task.digest},
+        notes=notes,
+    )
+    spec = TaskSpec(search.name, "generate", None)
+    examples = [
+        Example(search.name, i, {"query": text}, truth[i]) for i, text in enumerate(task.queries.values())
+    ]
+    shown = [{"value": answer["value"][:10]} for answer in answers]
+    return Judged(spec, score, stats, list(task.queries), examples, shown)
+
+
+def _intervals(
+    wanted: Sequence[metrics.Metric], stats: Mapping[str, np.ndarray], resamples: int
+) -> dict[str, dict[str, float]]:
+    found = {}
+    for metric in wanted if resamples else ():
+        own = statistics.interval(metric, stats[metric.name], resamples=resamples)
+        found[metric.name] = {"stderr": own.stderr, "low": own.low, "high": own.high}
+    return found
+
+
+def _drawn(data: TaskData, entry: Entry, examples: Sequence[Example]) -> dict[str, tuple[Example, ...]]:
+    """Solved examples for each document, where the suite wants some: from train, else from the rows asked."""
+    if not entry.shots:
+        return {}
+    split = "train" if "train" in data.splits else entry.split
+    pool = Pool(session.questions_of(data, split, most=POOL).examples)
+    return {key: pool.draw(key, entry.shots, seed=0) for key in map(document, examples)}
 
 
 def _normalised(
@@ -157,7 +229,7 @@ def _normalised(
 def _without_prompt(questions: Questions) -> Questions:
     templates = questions.spec.templates
     target = next(iter(templates.values())).target if templates else Template("").target
-    return replace(questions, template=Template("", target), shots=())
+    return replace(questions, template=Template("", target), shots=(), drawn={})
 
 
 def _readable(data: TaskData, split: str, limit: int | None) -> tuple[list[str], list[Example], list[str]]:
@@ -197,6 +269,8 @@ def _judged(
     spec, examples = data.spec, questions.examples
     truth = [example.target for example in examples]
     values = [_canonical(spec, answer["value"]) for answer in answers]
+    if entry.request == "likelihood":
+        values = [tuple(value[name] for name in ("logprob", "tokens", "words", "bytes")) for value in values]
     wanted = _metrics(entry, spec, answers)
     stats = {
         metric.name: metric.stats(
@@ -207,31 +281,29 @@ def _judged(
         for metric in wanted
     }
     measured = {metric.name: float(metric.reduce(stats[metric.name])) for metric in wanted}
-    intervals = {}
-    if resamples:
-        for metric in wanted:
-            found = statistics.interval(metric, stats[metric.name], resamples=resamples)
-            intervals[metric.name] = {"stderr": found.stderr, "low": found.low, "high": found.high}
     score = TaskScore(
         spec.name,
         spec.kind,
         entry.split,
         len(examples),
         measured,
-        _baseline(data, wanted, examples, truth),
-        intervals,
+        {} if entry.request == "likelihood" else _baseline(data, wanted, examples, truth),
+        _intervals(wanted, stats, resamples),
         model=model,
         template=str(questions.template or ""),
+        shots=entry.shots if questions.drawn else len(questions.shots),
         hashes=_hashes(spec, questions, truth),
         faults=(*faults, *_broken(answers, measured)),
         notes=_cut(answers),
         slices=_slices(wanted[0], stats[wanted[0].name], examples),
     )
-    return Judged(score, stats, places, examples, answers)
+    return Judged(spec, score, stats, places, examples, answers)
 
 
 def _metrics(entry: Entry, spec: TaskSpec, answers: Answers) -> list[metrics.Metric]:
     """The task's metrics, the suite's main one first; those that read scores only where there are scores."""
+    if entry.request == "likelihood":
+        return [metrics.get(name, "text") for name in PERPLEXITIES]
     names = dict.fromkeys([*([entry.metric] if entry.metric else []), *spec.metrics])
     found = [metrics.get(name, spec.kind) for name in names]
     there = all(answer.get("scores") is not None for answer in answers)
@@ -317,6 +389,24 @@ def _groups(suite: Suite, scores: Sequence[TaskScore]) -> tuple[GroupScore, ...]
                 value, stderr = groups.aggregate(group, there)
                 found.append(GroupScore(group.name, group.mean, value, stderr, tuple(there), model))
     return tuple(found)
+
+
+def _spreads(scores: Sequence[TaskScore]) -> tuple[dict[str, Any], ...]:
+    """How much the main score of a task depends on its template."""
+    values: dict[tuple[str, str], dict[str, float]] = {}
+    for score in scores:
+        values.setdefault((score.task, score.model), {})[score.template] = score.values[score.main]
+    kinds = {score.task: (score.main, score.kind) for score in scores}
+    return tuple(
+        {
+            "task": task,
+            "model": model,
+            "templates": len(own),
+            **asdict(axes.spread(own, greater_is_better=metrics.get(*kinds[task]).greater_is_better)),
+        }
+        for (task, model), own in values.items()
+        if len(own) > 1
+    )
 
 
 def _value(entry: Entry, scores: Sequence[TaskScore]) -> groups.Value:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mtnlp.bench import comparison, page, suites
+from mtnlp.bench import comparison, export, page, suites
 from mtnlp.bench.comparison import Comparison
 from mtnlp.errors import MtnlpError
 from mtnlp.metrics.text import same_text
-from mtnlp.runs import harness, targets
+from mtnlp.runs import harness, leaks, targets
 from mtnlp.runs.harness import Evaluation, Judged
 
 SHOWN = 3  # wrong answers of a task on the page
@@ -35,6 +35,8 @@ class Verdict:
             if len(self.evaluations) > 1:
                 print(f"\n{evaluation.report.about['target']}")
             evaluation.report.print()
+            if evaluation.overlap is not None:
+                evaluation.overlap.print()
         for one in self.comparisons:
             one.print()
 
@@ -49,6 +51,7 @@ def judge(
     limit: int | None = None,
     root: Path | None = None,
     compare: bool = False,
+    overlap: bool = False,
     trust_remote_code: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Verdict:
@@ -72,7 +75,17 @@ def judge(
                 f"{target.name} is no run folder, so it has no tasks of its own: name a --suite. "
                 f"Known: {', '.join(suites.names())}; a YAML file or a folder of tasks will do too."
             )
+    if overlap:
+        for target, evaluation in zip(opened, found, strict=True):
+            _look(target, evaluation)
     return Verdict(tuple(found), tuple(_compared(found)) if compare else ())
+
+
+def _look(target: targets.Target, evaluation: Evaluation) -> None:
+    """Add to an evaluation which of its rows the target was trained on."""
+    specs = {item.score.task: item.spec for item in evaluation.judged}
+    evaluation.overlap = leaks.look(target, evaluation.judged, list(specs.values()))
+    evaluation.report = replace(evaluation.report, overlap=evaluation.overlap.as_dict())
 
 
 def _compared(found: Sequence[Evaluation]) -> list[Comparison]:
@@ -94,8 +107,8 @@ def _compared(found: Sequence[Evaluation]) -> list[Comparison]:
 
 
 def save(verdict: Verdict, folder: Path) -> None:
-    """results.json, comparisons.json, report.html, and samples/TASK.jsonl with a line per row; those of
-    several targets in a folder each.
+    """results.json (also as lm_eval.json and model-index.json, in the layouts of others), comparisons.json,
+    report.html, and samples/TASK.jsonl with a line per row; those of several targets in a folder each.
 
     Raises:
         MtnlpError: they cannot be written.
@@ -106,6 +119,8 @@ def save(verdict: Verdict, folder: Path) -> None:
             own = folder / f"{i + 1}-{Path(evaluation.report.about['target']).name}" if several else folder
             own.mkdir(parents=True, exist_ok=True)
             evaluation.report.save(own / "results.json")
+            _write(own / "lm_eval.json", export.lm_eval(evaluation.report))
+            _write(own / "model-index.json", export.model_index(evaluation.report))
             for item in evaluation.judged:
                 path = own / "samples" / f"{_name(item).replace('/', '--')}.jsonl"
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,10 +130,13 @@ def save(verdict: Verdict, folder: Path) -> None:
             shown = verdict.comparisons if i == 0 else ()
             (own / "report.html").write_text(page.page(evaluation.report, wrong, shown), "utf-8")
         if verdict.comparisons:
-            data = [one.as_dict() for one in verdict.comparisons]
-            (folder / "comparisons.json").write_text(json.dumps(data, indent=2) + "\n", "utf-8")
+            _write(folder / "comparisons.json", [one.as_dict() for one in verdict.comparisons])
     except OSError as error:
         raise MtnlpError(f"{folder}: results cannot be written there ({error.strerror}).") from None
+
+
+def _write(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _name(item: Judged) -> str:

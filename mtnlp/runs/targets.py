@@ -25,6 +25,7 @@ from mtnlp.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
     from mtnlp.bench.predict import Predictor
+    from mtnlp.models.embedding import Embedder
 
 LONGEST = 2048  # tokens of a prompt, where the model itself sets no lower limit
 ANSWER = 256  # tokens of an answer
@@ -78,6 +79,18 @@ class Target(ABC):
     def predictor(self) -> Predictor:
         """Loaded when first asked for."""
         return self._load()
+
+    @property
+    def embedder(self) -> Embedder:
+        """What makes vectors of texts, for retrieval.
+
+        Raises:
+            MtnlpError: a run of several tasks, whose adapters make different ones.
+        """
+        from mtnlp.models.embedding import Embedder
+
+        found = getattr(self.predictor, "embedder", None)
+        return found or Embedder(self.predictor.model)
 
     @abstractmethod
     def _load(self) -> Predictor: ...

@@ -12,10 +12,13 @@ import torch
 import transformers as tr
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from mtnlp.data.collate import eval_batches
+from mtnlp.data.encode import Columns
+from mtnlp.data.store import TokenStore
 from mtnlp.data.stream import lay_out
 from mtnlp.errors import MtnlpError
 from mtnlp.models.backbone import Backbone
-from mtnlp.models.generation import Generation, Stop, before
+from mtnlp.models.generation import Draw, Generation, Stop, before
 
 BART = {
     **tiny._IDS, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
@@ -187,8 +190,6 @@ def test_samples_depend_on_seed_and_key_and_not_on_the_batch(kind):
 
 
 def test_samples_are_as_frequent_as_the_warped_probabilities():
-    from mtnlp.models.generation import Draw
-
     draws, ids = 20_000, torch.zeros(1, 4, dtype=torch.long)
     scores = torch.tensor([2.0, 1.5, 1.0, 0.0, -1.0, -3.0])
     how = Generation(temperature=0.7, top_k=5, top_p=0.97)
@@ -218,6 +219,43 @@ def test_prompts_encoded_in_blocks_are_answered_alike():
 
     assert model.generate(replace(batch, layout=layout), Generation(9)) == texts
     assert len(set(texts)) > 2
+
+
+def written(form: str, lengths, targets) -> TokenStore:
+    """Rows of these many prompt and target tokens, as a text form encodes them."""
+    count, both = len(lengths), lengths + targets
+    tokens = np.concatenate([np.arange(3, 3 + n) for n in (both if form == "decoder" else lengths)])
+    arrays = {"sequences": np.ones(count, np.int32), "tokens": tokens.astype(np.uint16)}
+    if form == "decoder":
+        arrays |= {"token_counts": both, "length": both, "prompt_lengths": lengths, "target_length": 0 * both}
+    else:
+        arrays |= {"token_counts": lengths, "length": lengths, "target_length": targets}
+        arrays |= {"target_counts": targets, "target_tokens": np.ones(targets.sum(), np.uint16)}
+    return TokenStore.from_columns(Columns(arrays, "generate", form, 0, True, ()))
+
+
+@pytest.mark.parametrize(
+    ("form", "flat"), [("encoder-decoder", False), ("encoder-decoder", True), ("decoder", False)]
+)
+def test_prompts_are_batched_without_regard_to_targets_and_the_rest_comes_out_the_same(form, flat):
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(1, 90, 120).astype(np.int32)
+    stores = [{0: written(form, lengths, draw.integers(1, most, 120).astype(np.int32))} for most in (2, 60)]
+    options = {"max_tokens": 900, "pad_id": 0, "form": form, "generate": True, "flat": flat}
+
+    plain, whole = (list(eval_batches(store, {0: np.arange(120)}, **options)) for store in stores)
+
+    rows = [batch.slices[0].rows.tolist() for batch in whole]
+    assert [batch.slices[0].rows.tolist() for batch in plain] == rows
+    assert sorted(row for own in rows for row in own) == list(range(120))
+    assert all(batch.padded_tokens <= 900 and (batch.layout is not None) == flat for batch in whole)
+    assert min(lengths[rows[0]]) >= max(lengths[rows[-1]])
+    for stop in range(1, len(rows)):
+        left = np.array(sorted(row for own in rows[stop:] for row in own))
+        again = eval_batches(stores[1], {0: left}, **options)
+        for batch, before_it in zip(again, whole[stop:], strict=True):
+            assert torch.equal(batch.input_ids, before_it.input_ids)
+            assert not flat or torch.equal(batch.layout.source.index, before_it.layout.source.index)
 
 
 @pytest.mark.parametrize(

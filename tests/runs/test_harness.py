@@ -173,3 +173,133 @@ def test_a_run_is_scored_on_a_suite_by_its_own_heads_and_others_are_skipped(lab,
     assert on_suite.scores[0].values == own.scores[0].values
     assert len(on_suite.skipped) == len(KINDS) - 2
     assert "has learned no task of this name" in on_suite.skipped[0]["reason"]
+
+
+def entry(lab, kind, **options):
+    """A suite of one task with options, and a few more keys of the suite."""
+    task = next(
+        task for task in json.loads((lab / "small.yaml").read_text())["tasks"] if task["kind"] == kind
+    )
+    return {"name": "one", "version": 1, "split": "validation", "tasks": [{"task": task, **options}]}
+
+
+def scored(lab, tmp_path, suite, name="t5"):
+    (tmp_path / "one.yaml").write_text(json.dumps(suite))
+    return judge.judge([str(lab / name)], str(tmp_path / "one.yaml")).evaluations[0]
+
+
+def test_several_templates_give_a_score_each_and_their_spread(lab, tmp_path):
+    suite = entry(lab, "classify", templates=["plain", "asked"])
+    suite["tasks"][0]["task"]["templates"] = {
+        "plain": {"prompt": "{{ text }}"}, "asked": {"prompt": "{{ text }} What is the mood?"}
+    }  # fmt: skip
+    suite["groups"] = {"all": {"tasks": ["own/*"], "mean": "macro"}}
+
+    report = scored(lab, tmp_path, suite).report
+
+    plain, asked = (score.values["accuracy"] for score in report.scores)
+    (spread,) = report.spreads
+    assert [score.template for score in report.scores] == ["plain", "asked"]
+    assert spread["mean"] == pytest.approx((plain + asked) / 2) == report.groups[0].value
+    assert (spread["worst"], spread["best"]) == (min(plain, asked), max(plain, asked))
+
+
+@pytest.mark.parametrize("name", ["t5", "llama"])
+@pytest.mark.parametrize("how", ["sum", "token", "byte", "pmi"])
+def test_options_are_compared_as_the_suite_says(lab, tmp_path, how, name):
+    if not (lab / name).exists():
+        stand_in("SmolLM2", lab / name)
+    (judged,) = scored(lab, tmp_path, entry(lab, "choose", normalise=how), name).judged
+
+    for example, answer in zip(judged.examples, judged.answers, strict=True):
+        sums, texts = answer["logprobs"], example.inputs["choices"]
+        if how == "pmi":  # of equal prompts, so the order of what the prompt adds is that of the scores
+            assert answer["scores"] != sums and len(answer["scores"]) == len(sums)
+            continue
+        sizes = {"sum": [1] * len(sums), "token": answer["tokens"], "byte": [len(t.encode()) for t in texts]}
+        expected = [total / size for total, size in zip(sums, sizes[how], strict=True)]
+        assert answer["scores"] == pytest.approx(expected)
+        assert answer["value"] == expected.index(max(expected))
+
+
+def test_shots_are_drawn_for_each_document_by_itself_and_shown(lab, tmp_path, monkeypatch):
+    asked, prompts, real = counted(monkeypatch), [], harness.Questions
+    monkeypatch.setattr(
+        harness, "Questions", lambda *args: prompts.append(questions := real(*args)) or questions
+    )
+    with_shots = scored(lab, tmp_path, entry(lab, "classify", shots=2)).report.scores[0]
+    without = scored(lab, tmp_path, entry(lab, "classify")).report.scores[0]
+    again = scored(lab, tmp_path, entry(lab, "classify", shots=2)).report.scores[0]
+
+    assert (with_shots.shots, without.shots) == (2, 0) and with_shots == again
+    assert {len(shots) for shots in prompts[0].drawn.values()} == {2} and len(asked) == 12
+    assert len({repr(shots) for shots in prompts[0].drawn.values()}) > 1
+
+
+def test_answers_are_written_as_the_suite_says(lab, tmp_path):
+    def texts(**generation):
+        (judged,) = scored(lab, tmp_path, entry(lab, "generate", generation=generation)).judged
+        return [answer["text"] for answer in judged.answers]
+
+    greedy, short = texts(max_new_tokens=12), texts(max_new_tokens=2)
+    drawn = [texts(max_new_tokens=12, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
+
+    assert all(long.startswith(start) for long, start in zip(greedy, short, strict=True))
+    assert drawn[0] == drawn[1] != drawn[2] and drawn[0] != greedy
+    letter = next(text for text in greedy if len(text) > 1)[1]
+    assert all(letter not in text for text in texts(max_new_tokens=12, stop=[letter]))
+
+
+def test_two_adapters_are_scored_in_one_pass_as_each_is_alone(lab, tmp_path, monkeypatch):
+    peft = pytest.importorskip("peft")
+    import torch
+    import transformers as tr
+
+    for seed in (1, 2):
+        net = tr.AutoModelForSeq2SeqLM.from_pretrained(lab / "t5")
+        net = peft.get_peft_model(net, peft.LoraConfig(r=4, target_modules=["q", "v"]))
+        torch.manual_seed(seed)
+        for key, value in net.named_parameters():
+            if "lora_" in key:
+                torch.nn.init.normal_(value)
+        net.save_pretrained(tmp_path / f"a{seed}")
+    suite, names = str(lab / "small.yaml"), [str(tmp_path / "a1"), str(tmp_path / "a2")]
+    loads, real = [], assemble.build_plain
+    monkeypatch.setattr(
+        assemble, "build_plain", lambda *args, **more: loads.append(args) or real(*args, **more)
+    )
+
+    both = judge.judge([str(lab / "t5")], suite, adapters=names, tasks="own/c*", compare=True)
+    assert len(loads) == 1
+    monkeypatch.setenv("MTNLP_CACHE", str(tmp_path / "other"))
+    alone = [judge.judge([str(lab / "t5")], suite, adapters=[name], tasks="own/c*") for name in names]
+
+    found = both.evaluations[0].judged
+    assert [item.score.model for item in found] == ["a1", "a2"] * 2 and len(both.comparisons) == 1
+    for item in found:
+        (same,) = [
+            one
+            for one in alone[int(item.score.model[1]) - 1].evaluations[0].judged
+            if one.score.task == item.score.task
+        ]
+        for one, other in zip(item.answers, same.answers, strict=True):
+            assert one["logprobs"] == pytest.approx(other["logprobs"], abs=1e-3)
+
+
+def test_the_rows_that_a_run_was_trained_on_are_found(lab, tmp_path, capsys):
+    tasks = json.loads((lab / "small.yaml").read_text())["tasks"][:2]
+    stand_in("minilm", tmp_path / "minilm")
+    mtnlp.finetune(tiny_tasks.recipe(str(tmp_path / "minilm"), tasks), out=tmp_path / "run")
+    suite = {"name": "leaked", "version": 1, "tasks": tasks, "split": "train"}
+    (tmp_path / "leaked.yaml").write_text(json.dumps(suite))
+
+    found = judge.judge([str(tmp_path / "run")], str(tmp_path / "leaked.yaml"), overlap=True)
+    found.print()
+
+    overlap = found.evaluations[0].report.as_dict()["overlap"]
+    assert [task["fraction"] for task in overlap["tasks"]] == [
+        1.0,
+        1.0,
+    ] and "100.0%" in capsys.readouterr().out
+    with pytest.raises(mtnlp.MtnlpError, match="is no run folder"):
+        judge.judge([str(lab / "t5")], str(lab / "small.yaml"), tasks="own/pair", overlap=True)

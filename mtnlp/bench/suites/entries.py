@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from mtnlp import metrics
 from mtnlp.bench.groups import Group, Value, normalised
@@ -28,9 +29,11 @@ class Entry:
         chance: what a guess without reading scores by it; None = not known.
         reference: what people (or another known model) score by it; None = not known.
         templates: names of the prompts to try, one after the other; none = the task's first one.
-        shots: solved examples in every prompt; None = as many as the task says.
+        shots: solved examples in every prompt, drawn from train for each document by itself; None = those
+            that the task shows.
         request: how a model is asked; "auto" = by its head, or by what suits the kind of task.
         limit: at most so many rows; None = all.
+        generation: how texts are written: max_new_tokens, beams, temperature, top_p, top_k, stop, seed.
         normalise: how the log-likelihood of an option is made comparable with others': its sum as it is, per
             token, per byte, or less that of the option alone (pointwise mutual information); "auto" = per
             token where options are free text, else the sum.
@@ -45,12 +48,25 @@ class Entry:
     shots: int | None = None
     request: str = "auto"
     limit: int | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
     normalise: str = "auto"
 
 
 @dataclass(frozen=True)
+class Search:
+    """A retrieval task of a suite: its folder or file (see bench.retrieval), the split of its judgements, and
+    the metrics of the kind "retrieve", the main one first."""
+
+    name: str
+    path: Path
+    split: str
+    metrics: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Suite:
-    """Tasks that are scored together. path: its file or folder; notes: what was left out of it, and why."""
+    """Tasks that are scored together. path: its file or folder; notes: what was left out of it, and why;
+    searches: its retrieval tasks."""
 
     name: str
     version: int
@@ -59,6 +75,7 @@ class Suite:
     groups: tuple[Group, ...]
     path: Path
     notes: tuple[str, ...] = ()
+    searches: tuple[Search, ...] = ()
 
 
 def guess(spec: TaskSpec, metric: str) -> float | None:

@@ -9,9 +9,19 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from mtnlp import strict_yaml
+from mtnlp import metrics, strict_yaml
 from mtnlp.bench.groups import Group
-from mtnlp.bench.suites.entries import Entry, Suite, guess, matching, misfits, no_scale, twice, unmatched
+from mtnlp.bench.suites.entries import (
+    Entry,
+    Search,
+    Suite,
+    guess,
+    matching,
+    misfits,
+    no_scale,
+    twice,
+    unmatched,
+)
 from mtnlp.config import Section, Texts
 from mtnlp.errors import MtnlpError, RecipeError, did_you_mean, shown
 from mtnlp.tasks.load import from_mapping, load
@@ -26,6 +36,18 @@ def _one_or_more(value: Any) -> Any:
 
 
 Names = Annotated[Texts, BeforeValidator(_one_or_more)]
+
+
+class GenerationSection(Section):
+    """How texts are written; see mtnlp.models.generation. No temperature = the likeliest token each time."""
+
+    max_new_tokens: int = Field(64, ge=1)
+    beams: int = Field(1, ge=1)
+    temperature: float | None = Field(None, gt=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=1)
+    stop: Names = ()
+    seed: int = Field(0, ge=0)
 
 
 class EntrySection(Section):
@@ -44,7 +66,17 @@ class EntrySection(Section):
     shots: int | None = Field(None, ge=0)
     request: Literal["auto", "head", "options", "generate", "likelihood", "embed"] = "auto"
     limit: int | None = Field(None, ge=1)
+    generation: GenerationSection | None = None
     normalise: Literal["auto", "sum", "token", "byte", "pmi"] = "auto"
+
+
+class SearchSection(Section):
+    """One of `retrieval`. path: folder or file, from `root`; metric: of the kind "retrieve"."""
+
+    name: str = Field(min_length=1)
+    path: str = Field(min_length=1)
+    split: str | None = Field(None, min_length=1)
+    metric: Names = ("ndcg_10", "recall_100", "mrr_10")
 
 
 class GroupSection(Section):
@@ -68,6 +100,7 @@ class FileSection(Section):
     split: str = Field("test", min_length=1)
     root: str = Field(".", min_length=1)
     tasks: Annotated[tuple[Any, ...], Field(strict=False)] = ()
+    retrieval: Annotated[tuple[Any, ...], Field(strict=False)] = ()
     groups: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -85,7 +118,7 @@ def read(
     problems: list[str] = []
     data = {"name": path.stem, **_raw(path)}
     file = _checked(FileSection, data, "", problems, {"name": path.stem, "version": 1})
-    if not file.tasks and not any(problem.startswith("tasks") for problem in problems):
+    if not file.tasks and not file.retrieval and not any(problem.startswith("tasks") for problem in problems):
         problems.append("tasks: name at least one, as in [glue/sst2]; `mtnlp list tasks` shows them.")
     base = _base(path, file.root) if root is None else Path(os.path.expanduser(root))
     if not base.is_dir():
@@ -93,8 +126,25 @@ def read(
         return None, [*problems, f"root: the folder {base} does not exist. {hint}"]
     entries = _entries(file, base, split, limit, problems)
     groups = _groups(file.groups, entries, problems)
-    suite = Suite(file.name, file.version, file.description, tuple(entries.values()), groups, path)
-    return suite, problems
+    found = tuple(entries.values()), groups, path
+    searches = _searches(file, base, split, problems)
+    return Suite(file.name, file.version, file.description, *found, searches=searches), problems
+
+
+def _searches(file: FileSection, base: Path, split: str | None, problems: list[str]) -> tuple[Search, ...]:
+    found = []
+    for i, value in enumerate(file.retrieval):
+        section = _checked(SearchSection, value, f"retrieval.{i}", problems)
+        if section is None:
+            continue
+        for name in section.metric:
+            try:
+                metrics.get(name, "retrieve")
+            except MtnlpError as error:
+                problems.append(f"retrieval.{i}.metric: {error}")
+        path = base / os.path.expanduser(section.path)
+        found.append(Search(section.name, path, split or section.split or file.split, section.metric))
+    return tuple(found)
 
 
 def _raw(path: Path) -> dict[str, Any]:
@@ -167,6 +217,7 @@ def _entry(spec: TaskSpec, section: EntrySection, split: str, limit: int | None)
         shots=section.shots,
         request=section.request,
         limit=limit,
+        generation=section.generation.model_dump() if section.generation else {},
         normalise=section.normalise,
     )
 
