@@ -154,18 +154,18 @@ def repeated(folder: Path, base: Path, count: int) -> tuple[list[Row], bool]:
 
 def eight(folder: Path, base: Path, each: int, count: int) -> tuple[list[Row], bool]:
     """Eight adapters with a suite each, against one adapter with all of their documents."""
-    from mtnlp import assemble
     from mtnlp.bench.ask import Asked, ask
     from mtnlp.bench.questions import Questions
     from mtnlp.bench.samples import Samples
     from mtnlp.models.backbone import Backbone
+    from mtnlp.runs import plain
     from mtnlp.tasks.examples import example
     from mtnlp.tasks.spec import TaskSpec
 
     loads, real = [], Backbone.load.__func__
     Backbone.load = classmethod(lambda cls, *args, **more: (loads.append(args), real(cls, *args, **more))[1])
     folders = {path.name: path for path in adapters(base, folder)}
-    predictor = assemble.build_plain(str(base), folders, longest=512, answer=16)
+    predictor = plain.build(str(base), folders, longest=512, answer=16)
     spec = TaskSpec("own/choose", "choose", None)
     found = [example(spec, row, i) for i, row in enumerate(documents(each * ADAPTERS, seed=1))]
     turn = iter(range(1_000_000))

@@ -8,7 +8,7 @@ build_run(plan, backbone, ...)         -> Run             + mixture, balancer, o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from mtnlp.balancers.base import Balancer
-    from mtnlp.bench.classifiers import Classifier
     from mtnlp.bench.predict import Predictor
-    from mtnlp.bench.similar import Similarity
     from mtnlp.data.encode import Encoder
     from mtnlp.data.store import TokenStore
     from mtnlp.models.backbone import Backbone
@@ -36,8 +34,6 @@ if TYPE_CHECKING:
     from mtnlp.models.trunk import TrunkCache
     from mtnlp.train.engine import Engine
     from mtnlp.train.loop import Run
-
-ASKED = 2048  # padded tokens of a batch that a plain model is asked; on a CPU larger ones are slower
 
 
 # What it computes with.
@@ -53,7 +49,7 @@ def settle(recipe: Recipe) -> tuple[Recipe, Engine]:
 
     from mtnlp.train.engine import Wanted, choose, usable_threads
 
-    train, state = recipe.train, PartialState(cpu=_on_cpu())
+    train, state = recipe.train, PartialState(cpu=on_cpu())
     wanted = Wanted(recipe.model.attention, train.precision, train.matmul)
     found = [None]
     if state.is_main_process:
@@ -103,10 +99,10 @@ def build_accelerator(recipe: Recipe, **options: Any) -> Accelerator:
 
     AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
     precision = {"fp32": "no", "bf16": "bf16"}[settle(recipe)[0].train.precision]
-    return Accelerator(mixed_precision=precision, cpu=_on_cpu(), **options)
+    return Accelerator(mixed_precision=precision, cpu=on_cpu(), **options)
 
 
-def _on_cpu() -> bool:
+def on_cpu() -> bool:
     import torch
 
     return not torch.accelerator.is_available()
@@ -239,90 +235,12 @@ def build_predictor(
         device=device,
         max_tokens=2 * recipe.train.max_tokens,
         max_new_tokens=recipe.model.max_target_length,
-        autocast=partial(_computing, engine, device.type, bf16=accelerator.mixed_precision == "bf16"),
+        autocast=partial(computing, engine, device.type, bf16=accelerator.mixed_precision == "bf16"),
     )
-
-
-def build_plain(
-    name: str,
-    adapters: Mapping[str, Path],
-    *,
-    revision: str | None = None,
-    longest: int,
-    answer: int,
-    trust_remote_code: bool = False,
-) -> Predictor | Similarity:
-    """What asks a plain model, in float32: one that writes text, with a row of a bank for every adapter; or
-    an encoder, by the similarity of texts.
-
-    Args:
-        name: folder, alias or hub id.
-        adapters: name -> folder in peft's format; none = the model as it is, under task index 0.
-        longest, answer: most tokens of a prompt (the model itself may take fewer) and of an answer.
-
-    Raises:
-        MtnlpError: it cannot be loaded, or an adapter does not fit it.
-    """
-    from mtnlp.bench.predict import Predictor
-    from mtnlp.bench.similar import Similarity
-    from mtnlp.data.encode import Encoder
-    from mtnlp.models.backbone import Backbone
-    from mtnlp.models.embedding import Embedder
-    from mtnlp.models.multitask import MultitaskModel
-    from mtnlp.strategies import _peft_files
-    from mtnlp.train.engine import Wanted, choose
-
-    backbone = Backbone.load(name, revision=revision, trust_remote_code=trust_remote_code)
-    device = _device()
-    if backbone.family == "encoder":
-        if adapters:
-            raise MtnlpError(f"--adapter: {name} is an encoder without a head; adapters go with text models.")
-        return Similarity(Embedder(backbone.to(device).eval()))
-    if adapters:
-        rows = {key: _peft_files.read(path) for key, path in adapters.items()}
-        strategy = _peft_files.attach(backbone, rows)
-    else:
-        strategy = strategies.get("full")()
-    model = MultitaskModel(backbone, strategy, {}, list(adapters) or [name]).to(device).eval()
-    model.requires_grad_(False)
-    engine = choose(Wanted("eager", "fp32", "highest"), device=device, length=longest)
-    return Predictor(
-        model,
-        Encoder(backbone.tokenizer, backbone.family, min(longest, backbone.max_length), answer),
-        device=device,
-        max_tokens=ASKED,
-        max_new_tokens=64,
-        autocast=partial(_computing, engine, device, bf16=False),
-    )
-
-
-def build_classifier(
-    name: str, config: Mapping[str, Any], *, revision: str | None = None, trust_remote_code: bool = False
-) -> Classifier:
-    """What asks a plain network with a head of its own, in float32.
-
-    Args:
-        name: folder or hub id; config: its config.json.
-
-    Raises:
-        MtnlpError: it cannot be loaded.
-    """
-    from mtnlp.bench.classifiers import Classifier
-    from mtnlp.data.encode import Encoder
-    from mtnlp.models import _load
-
-    net, tokenizer, longest = _load.with_head(name, config, revision, trust_remote_code)
-    return Classifier(net, Encoder(tokenizer, "encoder", min(512, longest)), config, device=_device())
-
-
-def _device() -> str:
-    import torch
-
-    return "cpu" if _on_cpu() else torch.accelerator.current_accelerator().type
 
 
 @contextmanager
-def _computing(engine: Engine, device: str, *, bf16: bool) -> Iterator[None]:
+def computing(engine: Engine, device: str, *, bf16: bool) -> Iterator[None]:
     """Inside, torch computes as the engine says; the process may have had another one since it was made.
 
     So it is not accelerator.autocast either, which asks for the precision of the latest accelerator.

@@ -19,11 +19,12 @@ words themselves decide: nothing is reported because two hashes happen to be equ
 from __future__ import annotations
 
 import unicodedata
+from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, count, repeat
+from itertools import count, repeat
 from typing import Any
 
 import numpy as np
@@ -185,15 +186,14 @@ def overlap(
     """
     if n < 1 or not 0 < share <= 1:
         raise MtnlpError(f"overlap: n={n}, share={share}; expected n of 1 or more and a share in (0, 1].")
-    rows = [words_of(text) for task, texts in test.items() for text in _checked("test", task, texts)]
-    index = _Index(rows, n)
+    index = _Index((words_of(text) for task in test for text in _checked("test", task, test[task])), n)
     for task, texts in train.items():
         index.read(task, texts)
     hits, first, tasks = index.hits(share), 0, []
     for task, texts in test.items():
         stop = first + len(texts)
         own = {row - first: hits[row] for row in range(first, stop) if row in hits}
-        tasks.append(_task(task, texts, rows[first:stop], own, index))
+        tasks.append(_task(task, texts, index.lengths[first:stop], own, index))
         first = stop
     return Overlap(tuple(tasks), index.train_rows, n, share)
 
@@ -210,17 +210,17 @@ def _checked(side: str, task: str, texts: Iterable[str]) -> Iterable[str]:
 
 
 def _task(
-    task: str, texts: Sequence[str], rows: Sequence[list[str]], found: Mapping[int, _Found], index: _Index
+    task: str, texts: Sequence[str], lengths: np.ndarray, found: Mapping[int, _Found], index: _Index
 ) -> TaskOverlap:
-    """One task, from the words of its rows and the rows that were found."""
+    """One task, from the lengths of its rows in words and the rows that were found."""
     hits = [Hit(row, exact, part, *index.source(place)) for row, (exact, part, place) in found.items()]
     best = sorted(hits, key=lambda hit: (not hit.exact, -hit.share, hit.row))[:SHOWN]
     train_texts = [index.train_texts[found[hit.row][2]] for hit in best]
     return TaskOverlap(
         task,
         len(texts),
-        empty=sum(not words for words in rows),
-        short=sum(0 < len(words) < index.shortest for words in rows),
+        empty=int((lengths == 0).sum()),
+        short=int(((lengths > 0) & (lengths < index.shortest)).sum()),
         exact=sum(hit.exact for hit in hits),
         near=sum(not hit.exact for hit in hits),
         sources=dict(Counter(hit.train_task for hit in hits).most_common()),
@@ -230,31 +230,29 @@ def _task(
 
 
 class _Index:
-    """The texts and grams of R test rows, and the train row in which each was met first.
+    """Texts and grams (of n words) of test rows, given as words, and the train row that first had each."""
 
-    Args:
-        rows: words of each test row.
-        n: words of a gram.
-    """
-
-    def __init__(self, rows: Sequence[list[str]], n: int) -> None:
+    def __init__(self, rows: Iterable[list[str]], n: int) -> None:
         self.n, self.shortest = n, min(SHORTEST, n)
-        self.keys = [" ".join(words) for words in rows]
-        self.exact = dict.fromkeys(filter(None, self.keys), -1)  # text -> its first train row
-        words = dict.fromkeys(chain.from_iterable(rows))
-        self.ids = {word: i for i, word in enumerate(words, 1)}  # 0 is a word that test does not have
+        self.keys: list[str] = []
+        self.ids: dict[str, int] = {}  # word -> 1, 2 ...; 0 is a word that test does not have
         self.train_rows = 0
         self.train_texts: dict[int, str] = {}  # of train rows that were the first to hold something
         self.tasks: list[str] = []
         self.starts: list[int] = []  # train row with which each task begins
-        self._index_grams(rows)
+        lengths, words = array("q"), array("q")
+        for row in rows:
+            self.keys.append(" ".join(row))
+            lengths.append(len(row))
+            words.extend([self.ids.setdefault(word, len(self.ids) + 1) for word in row])
+        self.exact = dict.fromkeys(filter(None, self.keys), -1)  # text -> its first train row
+        self.lengths, self.words = np.array(lengths), np.array(words)
+        self._index_grams(self.lengths)
 
-    def _index_grams(self, rows: Sequence[list[str]]) -> None:
+    def _index_grams(self, lengths: np.ndarray) -> None:
         """Windows of all rows: `window_row` and `window_gram`, (W,) each; and one table for each size."""
-        lengths = np.array([len(words) for words in rows], np.int64)
-        self.words = np.array([self.ids[word] for word in chain.from_iterable(rows)], np.int64)
         windows = np.where(lengths < self.shortest, 0, np.maximum(lengths - self.n + 1, 1))
-        self.window_row = np.repeat(np.arange(len(rows)), windows)
+        self.window_row = np.repeat(np.arange(len(lengths)), windows)
         place = np.arange(len(self.window_row)) - (np.cumsum(windows) - windows)[self.window_row]
         starts = (np.cumsum(lengths) - lengths)[self.window_row] + place
         sizes = np.minimum(lengths, self.n)[self.window_row]

@@ -10,40 +10,47 @@ import typer
 from mtnlp.cli._arguments import TrustOption
 from mtnlp.errors import MtnlpError
 
+SuiteOption = Annotated[
+    str | None,
+    typer.Option(help="A suite by name, a YAML file, or a folder of tasks. Default: a run's own tasks."),
+]
+AdapterOption = Annotated[
+    list[str] | None,
+    typer.Option(help="An adapter in peft's format for a plain model; may be given many times."),
+]
+TasksOption = Annotated[
+    str | None, typer.Option(help="Some of the tasks, or patterns over their names: a,b/*. Default: all.")
+]
+SplitOption = Annotated[
+    str | None, typer.Option(help="Which split to score. Default: as the suite says, else test.")
+]
+RootOption = Annotated[Path | None, typer.Option(help="Folder in which a suite's own folders of tasks lie.")]
+CompareOption = Annotated[
+    bool, typer.Option("--compare", help="Compare the first target (or adapter) with each other one.")
+]
+OverlapOption = Annotated[
+    bool, typer.Option("--overlap", help="Also look for the rows in what the run was trained on.")
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder for results.json, samples and report.html; or a .json file of scores."),
+]
+
 
 def evaluate(
     targets: Annotated[
         list[str],
         typer.Argument(help="Run folders, or models that write text: folder or hub id.", metavar="TARGET..."),
     ],
-    suite: Annotated[
-        str | None,
-        typer.Option(help="A suite by name, a YAML file, or a folder of tasks. Default: a run's own tasks."),
-    ] = None,
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(help="An adapter in peft's format for a plain model; may be given many times."),
-    ] = None,
-    tasks: Annotated[
-        str | None, typer.Option(help="Some of the tasks, or patterns over their names: a,b/*. Default: all.")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Which split to score. Default: as the suite says, else test.")
-    ] = None,
+    suite: SuiteOption = None,
+    adapter: AdapterOption = None,
+    tasks: TasksOption = None,
+    split: SplitOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows per task.")] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="Folder in which a suite's own folders of tasks lie.")
-    ] = None,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Compare the first target (or adapter) with each other one.")
-    ] = False,
-    overlap: Annotated[
-        bool, typer.Option("--overlap", help="Also look for the rows in what the run was trained on.")
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for results.json, samples and report.html; or a .json file of scores."),
-    ] = None,
+    root: RootOption = None,
+    compare: CompareOption = False,
+    overlap: OverlapOption = False,
+    out: OutOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Score runs and models on their own tasks or on a suite. What was answered before is not asked again."""

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtnlp.data.pieces import IGNORED
 from mtnlp.data.stream import Layout
 
-IGNORED = -100  # the label of a position that no loss looks at
+__all__ = ["IGNORED", "Batch", "TaskSlice"]
 
 
 @dataclass(frozen=True)

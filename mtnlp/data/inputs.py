@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mtnlp.data.batch import IGNORED
-from mtnlp.data.pieces import Sequences, shares
+from mtnlp.data.pieces import IGNORED, Sequences, shares
 from mtnlp.tasks.spec import Example, TaskSpec
 
 if TYPE_CHECKING:

@@ -12,6 +12,8 @@ import numpy as np
 
 from mtnlp.errors import MtnlpError
 
+IGNORED = -100  # the label of a position that no loss looks at
+
 
 @dataclass(frozen=True)
 class Frame:

@@ -5,56 +5,33 @@ What one task or one row does wrong stays with it: it is told and counted, and t
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
 from mtnlp import metrics
-from mtnlp.bench import axes, groups, retrieval, statistics
+from mtnlp.bench import axes, groups, statistics
 from mtnlp.bench.ask import Answers, Asked, ask
 from mtnlp.bench.evaluate import GroupScore, Report, TaskScore
 from mtnlp.bench.normalise import preferred
 from mtnlp.bench.overlap import Overlap
 from mtnlp.bench.questions import Questions
-from mtnlp.bench.samples import Samples, key_of
+from mtnlp.bench.samples import Samples
 from mtnlp.bench.shots import Pool, document
 from mtnlp.bench.suites import Entry, Suite
-from mtnlp.bench.suites.entries import Search
 from mtnlp.data.kept import cache_dir
 from mtnlp.data.task_data import TaskData
 from mtnlp.errors import DataError, MtnlpError
-from mtnlp.metrics.baseline import baseline
-from mtnlp.runs import saved, session
-from mtnlp.runs.folder import spec_to_json
+from mtnlp.runs import saved, scoring, search, session
+from mtnlp.runs.scoring import Judged
 from mtnlp.runs.targets import RunTarget, Target
 from mtnlp.tasks.answers import options
-from mtnlp.tasks.spec import Example, TaskSpec, Template
+from mtnlp.tasks.spec import Example, Template
 
 SHOWN = 3  # bad rows that a note quotes
-PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
 POOL = 10_000  # rows that solved examples are drawn from, at most
-
-
-@dataclass(frozen=True)
-class Judged:
-    """One model on one task: its score, and what the score was made of, row by row.
-
-    spec: the task as it was asked. stats: metric name -> (N, k) statistics; where the rows are, what they ask
-    and want, what was answered.
-    """
-
-    spec: TaskSpec
-    score: TaskScore
-    stats: Mapping[str, np.ndarray]
-    places: Sequence[str]
-    examples: Sequence[Example]
-    answers: Answers
 
 
 @dataclass
@@ -89,11 +66,11 @@ def evaluate(
             judged += _entry(target, entry, data, progress, resamples)
         except MtnlpError as error:
             skipped.append({"task": entry.spec.name, "reason": str(error)})
-    for search in suite.searches:
+    for one in suite.searches:
         try:
-            judged.append(_search(target, search, progress, resamples))
+            judged.append(search.judged(target, one, progress, resamples))
         except MtnlpError as error:
-            skipped.append({"task": search.name, "reason": str(error)})
+            skipped.append({"task": one.name, "reason": str(error)})
     about = {
         "target": target.name,
         "suite": suite.name,
@@ -145,55 +122,7 @@ def _entry(
         if entry.normalise != "auto":
             answers = _normalised(target, entry, samples, asked, answers)
         for model, own in answers.items():
-            found.append(_judged(data, entry, questions, places, own, model, faults, resamples))
-    return found
-
-
-def _search(target: Target, search: Search, progress: Callable[[str], None], resamples: int) -> Judged:
-    """One retrieval task: the documents that a target's vectors rank first for each query."""
-    task = retrieval.read(search.path, search.split, name=search.name)
-    progress(f"{search.name}: {len(task.queries):,} queries, {len(task.corpus):,} documents")
-    digest = target.digest(target.models[0])
-    samples = Samples(cache_dir() / "answers" / f"{digest}.jsonl")
-    keys = {query: key_of(digest, task.digest, retrieval.DEPTH, query) for query in task.queries}
-    notes: tuple[str, ...] = task.notes
-    if any(samples.get(key) is None for key in keys.values()):
-        ranked = retrieval.retrieve(task, target.embedder)
-        notes = ranked.notes
-        samples.add(
-            (keys[query], {"value": list(ids)}) for query, ids in zip(task.queries, ranked.predictions)
-        )
-    answers = [dict(samples.get(key)) for key in keys.values()]
-    truth = [dict(task.qrels[query]) for query in task.queries]
-    wanted = [metrics.get(name, "retrieve") for name in search.metrics]
-    values = [tuple(answer["value"]) for answer in answers]
-    stats = {metric.name: metric.stats(values, truth, None) for metric in wanted}
-    score = TaskScore(
-        search.name,
-        "retrieve",
-        search.split,
-        len(truth),
-        {metric.name: float(metric.reduce(stats[metric.name])) for metric in wanted},
-        {},
-        _intervals(wanted, stats, resamples),
-        hashes={"task": task.digest, "data": task.digest},
-        notes=notes,
-    )
-    spec = TaskSpec(search.name, "generate", None)
-    examples = [
-        Example(search.name, i, {"query": text}, truth[i]) for i, text in enumerate(task.queries.values())
-    ]
-    shown = [{"value": answer["value"][:10]} for answer in answers]
-    return Judged(spec, score, stats, list(task.queries), examples, shown)
-
-
-def _intervals(
-    wanted: Sequence[metrics.Metric], stats: Mapping[str, np.ndarray], resamples: int
-) -> dict[str, dict[str, float]]:
-    found = {}
-    for metric in wanted if resamples else ():
-        own = statistics.interval(metric, stats[metric.name], resamples=resamples)
-        found[metric.name] = {"stderr": own.stderr, "low": own.low, "high": own.high}
+            found.append(scoring.judged(data, entry, questions, places, own, model, faults, resamples))
     return found
 
 
@@ -254,124 +183,6 @@ def _readable(data: TaskData, split: str, limit: int | None) -> tuple[list[str],
     more = f" (and {len(bad) - SHOWN} more)" if len(bad) > SHOWN else ""
     notes = [f"{len(bad)} of {len(rows):,} rows left out: {' '.join(bad[:SHOWN])}{more}"] if bad else []
     return places, examples, notes
-
-
-def _judged(
-    data: TaskData,
-    entry: Entry,
-    questions: Questions,
-    places: list[str],
-    answers: Answers,
-    model: str,
-    faults: list[str],
-    resamples: int,
-) -> Judged:
-    spec, examples = data.spec, questions.examples
-    truth = [example.target for example in examples]
-    values = [_canonical(spec, answer["value"]) for answer in answers]
-    if entry.request == "likelihood":
-        values = [tuple(value[name] for name in ("logprob", "tokens", "words", "bytes")) for value in values]
-    wanted = _metrics(entry, spec, answers)
-    stats = {
-        metric.name: metric.stats(
-            values if metric.reads == "value" else [answer["scores"] for answer in answers],
-            truth,
-            spec.labels,
-        )
-        for metric in wanted
-    }
-    measured = {metric.name: float(metric.reduce(stats[metric.name])) for metric in wanted}
-    score = TaskScore(
-        spec.name,
-        spec.kind,
-        entry.split,
-        len(examples),
-        measured,
-        {} if entry.request == "likelihood" else _baseline(data, wanted, examples, truth),
-        _intervals(wanted, stats, resamples),
-        model=model,
-        template=str(questions.template or ""),
-        shots=entry.shots if questions.drawn else len(questions.shots),
-        hashes=_hashes(spec, questions, truth),
-        faults=(*faults, *_broken(answers, measured)),
-        notes=_cut(answers),
-        slices=_slices(wanted[0], stats[wanted[0].name], examples),
-    )
-    return Judged(spec, score, stats, places, examples, answers)
-
-
-def _metrics(entry: Entry, spec: TaskSpec, answers: Answers) -> list[metrics.Metric]:
-    """The task's metrics, the suite's main one first; those that read scores only where there are scores."""
-    if entry.request == "likelihood":
-        return [metrics.get(name, "text") for name in PERPLEXITIES]
-    names = dict.fromkeys([*([entry.metric] if entry.metric else []), *spec.metrics])
-    found = [metrics.get(name, spec.kind) for name in names]
-    there = all(answer.get("scores") is not None for answer in answers)
-    return [metric for metric in found if there or metric.reads == "value"]
-
-
-def _baseline(
-    data: TaskData, wanted: Sequence[metrics.Metric], examples: Sequence[Example], truth: Sequence[Any]
-) -> dict[str, float]:
-    """Scores of a guess without reading, from training rows; none where there are none that can be read."""
-    with suppress(MtnlpError):
-        targets = session.train_targets(data)
-        plain = baseline(data.spec.kind, targets, examples, data.spec.labels)
-        return {
-            metric.name: float(metric(plain, truth, data.spec.labels))
-            for metric in wanted
-            if metric.reads == "value"
-        }
-    return {}
-
-
-def _canonical(spec: TaskSpec, value: Any) -> Any:
-    """A value as it was before it was JSON."""
-    return tuple(value) if spec.kind in ("multilabel", "tag") else value
-
-
-def _broken(answers: Answers, measured: Mapping[str, float]) -> list[str]:
-    """Answers and scores that are no numbers."""
-    broken = sum(not _finite(answer.get("scores")) or not _finite(answer["value"]) for answer in answers)
-    faults = [f"{broken} of {len(answers):,} answers are not numbers (NaN or infinite)."] if broken else []
-    odd = [name for name, value in measured.items() if not math.isfinite(value)]
-    return faults + ([f"{', '.join(odd)} came out as no number."] if odd else [])
-
-
-def _cut(answers: Answers) -> tuple[str, ...]:
-    """How many inputs lost tokens."""
-    cut = sum(bool(answer.get("cut")) for answer in answers)
-    return (
-        (f"{cut} of {len(answers):,} inputs were longer than the model reads, and were cut.",) if cut else ()
-    )
-
-
-def _finite(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return all(map(_finite, value)) if isinstance(value, list | tuple) else True
-
-
-def _hashes(spec: TaskSpec, questions: Questions, truth: Sequence[Any]) -> dict[str, str]:
-    text = spec_to_json(spec)
-    inputs = [dict(example.inputs) for example in questions.examples]
-    return {
-        "task": key_of({name: text[name] for name in text if name != "source"}),
-        "template": key_of(text["templates"], questions.template, text["instruction"], text["shots"]),
-        "data": key_of(inputs, list(truth)),
-    }
-
-
-def _slices(metric: metrics.Metric, stats: np.ndarray, examples: Sequence[Example]) -> dict[str, list[Any]]:
-    """The main metric by the number of words that a row holds."""
-    lengths = [len(_words(example.inputs)) for example in examples]
-    return {"words": [asdict(part) for part in axes.by_length(stats, metric, lengths)]}
-
-
-def _words(inputs: Mapping[str, Any]) -> list[str]:
-    return " ".join(
-        part if isinstance(part, str) else " ".join(map(str, part)) for part in inputs.values()
-    ).split()
 
 
 def _groups(suite: Suite, scores: Sequence[TaskScore]) -> tuple[GroupScore, ...]:

@@ -20,6 +20,7 @@ from mtnlp.bench import labels
 from mtnlp.bench.samples import key_of
 from mtnlp.errors import MtnlpError, did_you_mean, shown
 from mtnlp.models.places import content_of, digest_of, folder_of
+from mtnlp.runs import plain
 from mtnlp.runs.folder import RunFolder
 from mtnlp.tasks.spec import TaskSpec
 
@@ -180,7 +181,7 @@ class ModelTarget(Target):
         return self.models.index(model)
 
     def _load(self) -> Predictor:
-        return assemble.build_plain(
+        return plain.build(
             self.name,
             self.adapters,
             revision=self.revision,
@@ -201,7 +202,7 @@ class ClassifierTarget(ModelTarget):
         labels.columns(self.config, spec)
 
     def _load(self) -> Predictor:
-        return assemble.build_classifier(
+        return plain.build_classifier(
             self.name, self.config, revision=self.revision, trust_remote_code=self.trust
         )
 

@@ -6,10 +6,10 @@ import torch
 import transformers as tr
 from tiny_hub import stand_in
 
-from mtnlp import assemble
 from mtnlp.bench.labels import columns, head_of
 from mtnlp.bench.questions import Questions
 from mtnlp.errors import MtnlpError
+from mtnlp.runs import plain
 from mtnlp.tasks.spec import Example, TaskSpec
 
 TEXTS = ["city river", "answer music light stone winter market", "doctor", "letter garden window paper " * 5]
@@ -34,7 +34,7 @@ def saved(folder, kind, names, **more):
 def answers(place, config, spec, inputs):
     config = config | {"architectures": tr.AutoConfig.from_pretrained(place).architectures}
     examples = [Example(spec.name, i, one, None) for i, one in enumerate(inputs)]
-    asks, found = assemble.build_classifier(place, config), {}
+    asks, found = plain.build_classifier(place, config), {}
     for batch in asks.batches({0: Questions(spec, examples)}):
         found |= {row: answer for _, row, answer in batch}
     return [found[row] for row in range(len(inputs))]

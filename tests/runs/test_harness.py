@@ -9,10 +9,9 @@ import tiny_tasks
 from tiny_hub import stand_in
 
 import mtnlp
-from mtnlp import assemble
 from mtnlp.bench.predict import Predictor
 from mtnlp.cli.main import main
-from mtnlp.runs import harness, judge, targets
+from mtnlp.runs import harness, judge, plain, targets
 
 KINDS = ("classify", "pair", "ordinal", "choose", "multilabel", "regress", "tag", "span", "generate")
 
@@ -43,7 +42,7 @@ def lab(tmp_path_factory):
     return folder
 
 
-def plain(report):
+def told(report):
     found = report.as_dict()
     return {key: found[key] for key in found if key != "about"}
 
@@ -77,7 +76,7 @@ def test_a_text_model_is_scored_on_every_kind_and_asked_nothing_twice(lab, monke
     assert len(asked) == 6 * len(KINDS)
     monkeypatch.setattr(targets.ModelTarget, "_load", lambda self: pytest.fail("the model was loaded"))
     again = judge.judge([str(lab / "t5")], str(lab / "small.yaml"))
-    assert plain(again.evaluations[0].report) == plain(first.evaluations[0].report)
+    assert told(again.evaluations[0].report) == told(first.evaluations[0].report)
 
 
 def test_an_edited_row_is_asked_again_and_no_other(lab, tmp_path, monkeypatch):
@@ -96,7 +95,7 @@ def test_an_edited_row_is_asked_again_and_no_other(lab, tmp_path, monkeypatch):
 
 
 def test_a_kill_loses_one_batch_and_changes_no_bit(lab, monkeypatch):
-    monkeypatch.setattr(assemble, "ASKED", 64)
+    monkeypatch.setattr(plain, "ASKED", 64)
     whole = judge.judge([str(lab / "t5")], str(lab / "small.yaml"))
     kept = harness.cache_dir() / "answers"
     (file,) = kept.glob("*.jsonl")
@@ -121,7 +120,7 @@ def test_a_kill_loses_one_batch_and_changes_no_bit(lab, monkeypatch):
 
     assert sum(map(len, done)) == 6 * len(KINDS)
     assert sorted(file.read_text().splitlines()) == answers
-    assert plain(again.evaluations[0].report) == plain(whole.evaluations[0].report)
+    assert told(again.evaluations[0].report) == told(whole.evaluations[0].report)
 
 
 def test_bad_rows_and_tasks_are_told_and_the_others_scored(lab, tmp_path, capsys):
@@ -264,10 +263,8 @@ def test_two_adapters_are_scored_in_one_pass_as_each_is_alone(lab, tmp_path, mon
                 torch.nn.init.normal_(value)
         net.save_pretrained(tmp_path / f"a{seed}")
     suite, names = str(lab / "small.yaml"), [str(tmp_path / "a1"), str(tmp_path / "a2")]
-    loads, real = [], assemble.build_plain
-    monkeypatch.setattr(
-        assemble, "build_plain", lambda *args, **more: loads.append(args) or real(*args, **more)
-    )
+    loads, real = [], plain.build
+    monkeypatch.setattr(plain, "build", lambda *args, **more: loads.append(args) or real(*args, **more))
 
     both = judge.judge([str(lab / "t5")], suite, adapters=names, tasks="own/c*", compare=True)
     assert len(loads) == 1
