@@ -24,9 +24,9 @@ import torch
 from _kit import Row, arguments, compared, doing, report, rounds
 from options import Document, documents, network, tokenizer
 
-from mtnlp import assemble
 from mtnlp.bench.predict import Predictor
 from mtnlp.bench.questions import Questions
+from mtnlp.runs import plain
 from mtnlp.tasks.spec import Example, TaskSpec, Template
 
 NEW, BATCH, DOCUMENTS = 16, 16, 64
@@ -37,7 +37,7 @@ Case = Callable[[], list[str]]
 
 
 def our_side(folder: Path, rows: list[Document]) -> tuple[Case, Predictor]:
-    predictor = assemble.build_plain(str(folder), {}, longest=512, answer=NEW)
+    predictor = plain.build(str(folder), {}, longest=512, answer=NEW)
     predictor.max_new_tokens = NEW
     spec = TaskSpec("bench", "generate", {}, templates={"plain": Template("{{ text }}")})
     examples = [Example("bench", i, {"text": row.context}, None) for i, row in enumerate(rows)]

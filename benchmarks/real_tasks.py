@@ -28,6 +28,7 @@ from _kit import Row, apart, arguments, clock_for, doing, report
 
 from mtnlp import assemble, config
 from mtnlp.bench.evaluate import TaskScore, evaluate, score
+from mtnlp.data.encode import decode
 from mtnlp.data.store import TokenStore
 from mtnlp.data.task_data import TaskData
 from mtnlp.resolve import Plan, resolve
@@ -166,7 +167,7 @@ class Choices:
         return {**shaped, "labels": torch.tensor([row["labels"] for row in rows])}
 
 
-def answers(spec: Any, logits: np.ndarray, data: TokenStore) -> list[Any]:
+def answers(spec: Any, logits: np.ndarray, data: TokenStore, examples: list[Any]) -> list[Any]:
     """Predictions as the metrics take them."""
     if spec.kind == "regress":
         return logits[:, 0].astype(float).tolist()
@@ -175,12 +176,10 @@ def answers(spec: Any, logits: np.ndarray, data: TokenStore) -> list[Any]:
     if spec.kind != "tag":
         last = data.sequences if spec.kind == "choose" else [None] * len(logits)
         return [int(row[:most].argmax()) for row, most in zip(logits, last)]
-    found = []
-    for i, row in enumerate(logits):
-        start, stop = data.token_offsets[i], data.token_offsets[i + 1]
-        at = np.flatnonzero(data["words"][start:stop] >= 0)
-        found.append(tuple(row[at].argmax(-1).tolist()))
-    return found
+    return [
+        decode(spec, example, row.argmax(-1), data, i)
+        for i, (example, row) in enumerate(zip(examples, logits, strict=True))
+    ]
 
 
 @cache
@@ -248,7 +247,7 @@ def judged(trainer: Any, data: TaskData, recipe: config.Recipe, tokenizer: Any, 
     encoder = assemble.encoder_for(recipe, tokenizer, "encoder")
     tokens = TokenStore.from_columns(encoder.encode(part.spec, part.examples))
     logits = trainer.predict(features(tokens, part.spec.kind)).predictions
-    return score(part, answers(part.spec, logits, tokens), train_targets(data), SPLIT)
+    return score(part, answers(part.spec, logits, tokens, list(part.examples)), train_targets(data), SPLIT)
 
 
 def both(mine: TaskScore, other: TaskScore) -> str:

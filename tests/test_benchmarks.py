@@ -16,6 +16,7 @@ SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in H
 MEASURING = [name for name in SCRIPTS if name not in ("startup", "tables")]
 NEEDS = {  # what is not there everywhere -> whether it is here
     "adapters_batchsplit": importlib.util.find_spec("adapters") is not None,
+    "options": importlib.util.find_spec("lm_eval") is not None,
     "real_tasks": (ROOT.parent / "shared" / "data" / "tasks").is_dir(),
 }
 

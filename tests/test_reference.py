@@ -164,7 +164,8 @@ def test_files_of_a_run_folder():
 
 
 def test_environment_variables():
-    said = [coded(row["variable"])[0] for row in table("reference.md", "Environment variables", "variable")]
+    rows = table("reference.md", "Environment variables", "variable")
+    said = [name for row in rows for name in coded(row["variable"])]
     found = set()
     for path in (ROOT / "mtnlp").rglob("*.py"):
         found |= set(re.findall(r"environ\W(?:get\()?\W*([A-Z_]+)", path.read_text("utf-8")))

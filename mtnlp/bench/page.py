@@ -28,13 +28,13 @@ h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2.
 p.soft, .soft { color: var(--soft); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; width: 100%; }
-th, td { text-align: left; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line);
+th, td { text-align: left; padding: .3rem .5rem; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 svg { max-width: 100%; height: auto; } svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
 svg .soft { fill: var(--soft); } .rule { stroke: var(--line); }
 .mark { fill: var(--mark); stroke: var(--mark); } .base { stroke: var(--base); stroke-width: 2; }
-details { margin: .4rem 0; } summary { cursor: pointer; } td.text { overflow-wrap: anywhere; }
+details { margin: .4rem 0; } summary { cursor: pointer; } td.text { overflow-wrap: break-word; }
 @media print { details { break-inside: avoid; } body { max-width: none; } }
 """
 
@@ -63,6 +63,7 @@ def page(
         '<p class="soft">Dot: score, with its 95 % interval. Bar: a guess that reads nothing.</p>',
         _chart(report.scores),
         *(_comparison(one) for one in comparisons),
+        *_overlap(report),
         *_slices(report.scores),
         *_wrong(wrong),
         "<h2>How</h2>",
@@ -192,6 +193,24 @@ def _comparison(one: Comparison) -> str:
     )
     title = f"<h2>{escape(one.second)} against {escape(one.first)}</h2>"
     return title + _table(head, rows, frozenset(range(2, 9))) + (_list(one.apart) if one.apart else "")
+
+
+def _overlap(report: Report) -> list[str]:
+    """Rows that stand in what the model was trained on."""
+    if not report.overlap:
+        return []
+    rows = [
+        (
+            task["task"],
+            f"{task['rows']:,}",
+            f"{task['exact']:,}",
+            f"{task['near']:,}",
+            f"{task['fraction']:.1%}",
+        )
+        for task in report.overlap["tasks"]
+    ]
+    head = ("task", "rows", "exact", "near", "overlap")
+    return ["<h2>Rows that stand in the training data</h2>", _table(head, rows, frozenset((1, 2, 3, 4)))]
 
 
 def _slices(scores: Sequence[TaskScore]) -> list[str]:

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from mtnlp.cli._arguments import TrustOption
-from mtnlp.errors import MtnlpError
 
 SuiteOption = Annotated[
     str | None,
@@ -57,8 +56,8 @@ def evaluate(
     from mtnlp.bench import ranks
     from mtnlp.runs import judge
 
-    if out is not None and out.suffix == ".json" and out.is_dir():
-        raise MtnlpError(f"--out {out} is a folder; name a file, such as {out / 'scores.json'}.")
+    if out is not None:
+        judge.check_out(out)
     verdict = judge.judge(
         targets,
         suite,

@@ -18,9 +18,29 @@ _added: list[Metric] = []
 
 @cache
 def _shipped() -> tuple[Metric, ...]:
-    from mtnlp.metrics import classification, regression, tagging, text
+    from mtnlp.metrics import (
+        classification,
+        confidence,
+        perplexity,
+        regression,
+        retrieval,
+        tagging,
+        text,
+    )
 
-    return (*classification.METRICS, *tagging.METRICS, *regression.METRICS, *text.METRICS)
+    rooms = classification, confidence, tagging, regression, text, retrieval, perplexity
+    return tuple(metric for room in rooms for metric in room.METRICS)
+
+
+def _made(name: str) -> Metric | None:
+    """A metric that is made from its name: `evaluate:...`, or a score of any number of ranks."""
+    from mtnlp.metrics import retrieval
+
+    if name.startswith("evaluate:"):
+        from mtnlp.metrics import foreign
+
+        return foreign.load(name)
+    return retrieval.at(name)
 
 
 def names(kind: str | None = None) -> list[str]:
@@ -31,14 +51,19 @@ def names(kind: str | None = None) -> list[str]:
 def get(name: str, kind: str | None = None) -> Metric:
     """The metric called `name`, for one kind of task.
 
-    Three names (macro_f1, micro_f1, weighted_f1) score single labels, tag sequences and label sets, and a
-    tuple of ids may be either of the last two. So say the kind whenever it is known; without it they read
-    single labels.
+    Some names (macro_f1, micro_f1, weighted_f1, auroc) score single labels and label sets, or tag sequences
+    too, and a tuple of ids may be either of the last two. So say the kind whenever it is known; without it
+    they read single labels.
+
+    ndcg_K, recall_K and mrr_K exist for every K. `evaluate:PATH_OR_ID` is a metric of the library `evaluate`;
+    see `metrics.foreign`.
 
     Raises:
         MtnlpError: no such metric, with the nearest names, or one that does not score this kind.
     """
     found = [m for m in (*_shipped(), *_added) if m.name == name]
+    if not found and (made := _made(name)):
+        found = [made]
     if not found:
         raise MtnlpError(f"No metric is called {shown(name)}. {did_you_mean(name, names())}")
     for metric in found:

@@ -130,6 +130,31 @@ def micro_f1(stats: np.ndarray) -> float:
     return float(2 * tp / (predicted + true)) if predicted + true else 0.0
 
 
+def per_label(stats: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Precision, recall and F1 of every label, and how often it was true ("count").
+
+    What a label that was never predicted or never true leaves undefined is 0.0, as in scikit-learn.
+
+    Args:
+        stats: (N, 3C) statistics of macro_f1, micro_f1 or weighted_f1, of any kind of task.
+        labels: (C,) names in the order of their ids.
+
+    Raises:
+        MtnlpError: statistics of another metric, or of another number of labels.
+    """
+    if stats.shape[1] != 3 * len(labels):
+        raise MtnlpError(
+            f"{len(labels)} labels have {3 * len(labels)} statistics per example, but there are "
+            f"{stats.shape[1]}; give those of macro_f1 and the labels they were made with."
+        )
+    found = {}
+    for label, tp, predicted, true in zip(labels, *stats.sum(0).reshape(3, -1), strict=True):
+        shares = {"precision": (tp, predicted), "recall": (tp, true), "f1": (2 * tp, predicted + true)}
+        values = {name: float(top / bottom) if bottom else 0.0 for name, (top, bottom) in shares.items()}
+        found[label] = {**values, "count": float(true)}
+    return found
+
+
 def balanced_accuracy(stats: np.ndarray) -> float:
     tp, _, true = stats.sum(0).reshape(3, -1)
     return float((tp[true > 0] / true[true > 0]).mean()) if true.any() else 0.0

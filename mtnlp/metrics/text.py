@@ -1,6 +1,6 @@
-"""Scores of texts: exact match, token F1, ROUGE, BLEU and chrF, all between 0 and 1.
+"""Scores of texts: exact match, token F1, ROUGE, BLEU and chrF, all between 0 and 1, and TER from 0.
 
-sacrebleu prints BLEU and chrF times 100; everything else about them is the same. ROUGE reads a-z and 0-9
+sacrebleu prints BLEU, chrF and TER times 100; everything else about them is the same. ROUGE reads a-z and 0-9
 only, without stemming, as its reference implementation does, so it says nothing about other scripts: use chrF
 there.
 """
@@ -12,12 +12,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from string import punctuation
 from typing import Any
 
 import numpy as np
 
 from mtnlp.metrics.base import Metric, ratio, scored
+from mtnlp.metrics.edits import edits, ter, tokens
 
 BOTH = ("span", "generate")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -72,17 +74,39 @@ def _rouge_n(said: list[str], words: list[str], n: int) -> float:
     return _f1((a & b).total(), a.total(), b.total())
 
 
-def longest_common(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence, by the bit-parallel recurrence of Hyyro (2004)."""
+def _common_rows(a: Sequence[str], b: Sequence[str]) -> list[int]:
+    """len(b) + 1 rows of len(a) bits; bit i of row j is 0 where a[i] makes the longest common subsequence of
+    a[:i + 1] and b[:j] longer than that of a[:i] and b[:j]. The bit-parallel recurrence of Hyyro (2004)."""
     places: dict[str, int] = {}
     for i, token in enumerate(a):
         places[token] = places.get(token, 0) | 1 << i
     full = (1 << len(a)) - 1
-    row = full
+    rows = [full]
     for token in b:
-        match = row & places.get(token, 0)
-        row = ((row + match) | (row - match)) & full
-    return len(a) - row.bit_count()
+        match = rows[-1] & places.get(token, 0)
+        rows.append(((rows[-1] + match) | (rows[-1] - match)) & full)
+    return rows
+
+
+def longest_common(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest common subsequence."""
+    return len(a) - _common_rows(a, b)[-1].bit_count()
+
+
+def _common_places(a: Sequence[str], b: Sequence[str]) -> set[int]:
+    """Where in `a` one of the longest common subsequences stands: the one that the scorer of ROUGE picks, who
+    from the end leaves out of `a` what it can, and else of `b`."""
+    rows, found = _common_rows(a, b), set()
+    i, j = len(a), len(b)
+    while i and j:
+        if a[i - 1] == b[j - 1]:
+            i, j = i - 1, j - 1
+            found.add(i)
+        elif rows[j] >> (i - 1) & 1:
+            i -= 1
+        else:
+            j -= 1
+    return found
 
 
 def _rouge_l(said: list[str], words: list[str]) -> float:
@@ -94,6 +118,25 @@ def _rouge(
 ) -> float:
     said = _rouge_tokens(prediction)
     return max(score(said, _rouge_tokens(text)) for text in texts(reference))
+
+
+def _rouge_lsum(prediction: str, reference: Sequence[Any]) -> float:
+    """ROUGE-L of summaries (Lin 2004, 3.2), best reference: the sentences stand on lines of their own.
+
+    A word of a reference sentence is found if it is in its longest common subsequence with any predicted
+    sentence; each occurrence of a word counts once.
+    """
+    said = [_rouge_tokens(line) for line in prediction.split("\n")]
+
+    def one(text: str) -> float:
+        sentences, found = [_rouge_tokens(line) for line in text.split("\n")], Counter()
+        for words in sentences:
+            places = set().union(*(_common_places(words, line) for line in said))
+            found.update(words[place] for place in places)
+        common = (found & Counter(chain.from_iterable(said))).total()
+        return _f1(common, sum(map(len, said)), sum(map(len, sentences)))
+
+    return max(map(one, texts(reference)))
 
 
 def bleu_tokens(text: str) -> list[str]:
@@ -161,6 +204,12 @@ def chrf(stats: np.ndarray) -> float:
     return float(5 * precision * recall / (4 * precision + recall)) if precision + recall else 0.0
 
 
+def _ter_row(prediction: str, reference: Sequence[Any]) -> list[float]:
+    """[edits to the nearest reference, mean length of the references in words]."""
+    said, many = tokens(prediction), [tokens(text) for text in texts(reference)]
+    return [min(edits(said, words) for words in many), sum(map(len, many)) / len(many)]
+
+
 def _mean(
     score: Callable[[str, Sequence[Any]], float],
     predictions: Sequence[str],
@@ -171,7 +220,7 @@ def _mean(
 
 
 def _rows(
-    row: Callable[[str, Sequence[Any]], list[int]],
+    row: Callable[[str, Sequence[Any]], Sequence[float]],
     predictions: Sequence[str],
     references: Sequence[Sequence[Any]],
     labels: Sequence[str] | None,
@@ -185,6 +234,8 @@ METRICS = [
     Metric("rouge_1", partial(_mean, partial(_rouge, partial(_rouge_n, n=1))), ratio, BOTH),
     Metric("rouge_2", partial(_mean, partial(_rouge, partial(_rouge_n, n=2))), ratio, BOTH),
     Metric("rouge_l", partial(_mean, partial(_rouge, _rouge_l)), ratio, BOTH),
+    Metric("rouge_lsum", partial(_mean, _rouge_lsum), ratio, BOTH),
     Metric("bleu", partial(_rows, _bleu_stats), bleu, BOTH),
     Metric("chrf", partial(_rows, _chrf_row), chrf, BOTH),
+    Metric("ter", partial(_rows, _ter_row), ter, BOTH, greater_is_better=False),
 ]

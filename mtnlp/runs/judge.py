@@ -72,7 +72,7 @@ def judge(
             found.append(harness.evaluate_own(target, tasks, split or "test", limit, progress=progress))
         else:
             raise MtnlpError(
-                f"{target.name} is no run folder, so it has no tasks of its own: name a --suite. "
+                f"{target.name} is not a run folder, so it has no tasks of its own: name a --suite. "
                 f"Known: {', '.join(suites.names())}; a YAML file or a folder of tasks will do too."
             )
     if overlap:
@@ -104,6 +104,20 @@ def _compared(found: Sequence[Evaluation]) -> list[Comparison]:
         )
         for second, other, model in others
     ]
+
+
+def check_out(out: Path) -> None:
+    """Whether results may be written there: a .json file, or a folder of their own.
+
+    Raises:
+        MtnlpError: a folder where a file belongs, or one that holds other things, such as data.
+    """
+    if out.suffix == ".json" and out.is_dir():
+        raise MtnlpError(f"--out {out} is a folder; name a file, such as {out / 'scores.json'}.")
+    if out.suffix != ".json" and out.exists() and not out.is_dir():
+        raise MtnlpError(f"--out {out} is a file; name a folder, or a file that ends in .json.")
+    if out.is_dir() and any(out.iterdir()) and not any(out.glob("**/results.json")):
+        raise MtnlpError(f"--out {out} holds other files; name a new folder for the results.")
 
 
 def save(verdict: Verdict, folder: Path) -> None:

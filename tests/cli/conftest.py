@@ -61,6 +61,11 @@ class Report:
         path.write_text("{}")
 
 
+class Verdict(Report):
+    whole = True
+    evaluations = (types.SimpleNamespace(report=Report()),)
+
+
 @pytest.fixture
 def house(monkeypatch):
     """What the commands call, replaced: `house.calls` holds the calls, `house.model` answers rows.
@@ -80,7 +85,8 @@ def house(monkeypatch):
     rooms = {
         "train": {"finetune": note("finetune", house.report)},
         "check": {"check": note("check", house.report)},
-        "saved": {"evaluate_run": note("evaluate_run", house.report), "load": note("load", house.model)},
+        "saved": {"load": note("load", house.model)},
+        "judge": {"judge": note("judge", Verdict()), "check_out": lambda out: None},
     }
     for name, functions in rooms.items():
         module = types.ModuleType(f"mtnlp.runs.{name}")

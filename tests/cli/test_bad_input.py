@@ -286,7 +286,12 @@ CASES = {
     "eval run --tasks 'pears/*'": (2, "No task of this run is called 'pears/*'"),
     "eval run --tasks ,": (2, "tasks: names no task"),
     "eval run --limit 0": (2, "greater than or equal to 1"),
-    "eval run --split validation --out good": (2, "--out good is a folder"),
+    "eval run --split validation --out good": (2, "--out good holds other files; name a new folder"),
+    "eval run --suite gluee": (2, "No suite is called 'gluee'", "Did you mean 'glue'"),
+    "eval run --suite pystdlib --tasks glue/*": (2, "glue/*"),
+    "eval good --suite pystdlib": (2, "good is neither a run folder", "nor a model"),
+    "eval run --suite pystdlib --compare": (2, "--compare: name two targets or more"),
+    "eval run --suite pystdlib --adapter good": (2, "--adapter goes with a plain model"),
     "eval none": (2, "none is not a run folder"),
     # list, show and bare commands.
     "list taks": (2, "There is no list of 'taks'. Did you mean 'tasks'"),

@@ -59,8 +59,9 @@ def test_eval_passes_its_choices_on_and_saves_the_report(run, house, tmp_path):
     result = run("eval", "runs/x", *chosen, "--out", tmp_path / "scores.json")
 
     assert (result.code, result.out) == (0, "the report\n")
-    expected = (Path("runs/x"), "mood, same", "validation", 5)
-    assert house.calls == [("evaluate_run", expected, {"trust_remote_code": False})]
+    ((name, given, options),) = house.calls
+    chosen = {"tasks": "mood, same", "split": "validation", "limit": 5, "trust_remote_code": False}
+    assert (name, given) == ("judge", (["runs/x"], None)) and chosen.items() <= options.items()
     assert (tmp_path / "scores.json").read_text() == "{}"
 
 

@@ -9,6 +9,7 @@ import sklearn.metrics as sk
 
 from mtnlp import metrics
 from mtnlp.errors import MtnlpError
+from mtnlp.metrics.classification import per_label
 
 LABELS = tuple("abcde")
 BIO = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B", "I")
@@ -94,6 +95,24 @@ def test_scores_of_label_sets_equal_scikit_learn(average):
     assert subset == pytest.approx(sk.accuracy_score(true, predicted), abs=1e-9)
 
 
+@pytest.mark.parametrize(("kind", "given"), [("classify", draw(6)), ("tag", sequences(6, labels=5))])
+def test_scores_of_each_label_equal_scikit_learn(kind, given):
+    predicted, true = given
+    stats = metrics.get("macro_f1", kind).stats(predicted, true, LABELS)
+
+    ours = per_label(stats, LABELS)
+
+    flat = [sum(side, ()) if kind == "tag" else side for side in (true, predicted)]
+    theirs = sk.precision_recall_fscore_support(*flat, labels=range(5), zero_division=0)
+    assert list(ours) == list(LABELS)
+    np.testing.assert_allclose([[*row.values()] for row in ours.values()], np.transpose(theirs), atol=1e-12)
+
+
+def test_scores_of_each_label_ask_for_the_statistics_of_an_f1():
+    with pytest.raises(MtnlpError, match="5 labels have 15 statistics per example, but there are 2"):
+        per_label(np.ones((3, 2)), LABELS)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_entities_equal_seqeval_also_when_tags_are_not_well_formed(seed):
     seqeval = pytest.importorskip("seqeval.metrics")
@@ -142,15 +161,16 @@ PREDICTED, REFERENCES = [p for p, _ in TEXTS], [r for _, r in TEXTS]
 
 
 @pytest.mark.parametrize("rows", [range(8), range(6), [0], [2], [6], [1, 3], [7]])
-def test_bleu_and_chrf_equal_sacrebleu(rows):
+def test_bleu_chrf_and_ter_equal_sacrebleu(rows):
     sacrebleu = pytest.importorskip("sacrebleu")
     predicted, references = [PREDICTED[i] for i in rows], [REFERENCES[i] for i in rows]
     streams = [[r[k] if k < len(r) else None for r in references] for k in range(2)]
 
-    bleu, chrf = (metrics.get(name)(predicted, references) for name in ("bleu", "chrf"))
+    bleu, chrf, ter = (metrics.get(name)(predicted, references) for name in ("bleu", "chrf", "ter"))
 
     assert 100 * bleu == pytest.approx(sacrebleu.corpus_bleu(predicted, streams).score, abs=1e-9)
     assert 100 * chrf == pytest.approx(sacrebleu.corpus_chrf(predicted, streams).score, abs=1e-9)
+    assert 100 * ter == pytest.approx(sacrebleu.corpus_ter(predicted, streams).score, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +188,39 @@ def test_rouge_equals_its_reference_implementation(name, theirs):
 
     expected = np.mean([scorer.score_multi(list(r), p)[theirs].fmeasure for p, r in texts])
     assert ours == pytest.approx(expected, abs=1e-9)
+
+
+LINES = [
+    ("a b c\n d e\n\nf", ("a c b\ne d f", "f\n")),
+    ("the police killed the gunman\nit ended", ("police ended the gunman\nthe gunman was killed",)),
+    ("a a b\nb a", ("a b\na b a b",)),
+    ("", ("x",)),
+    ("!\n?", ("x",)),
+    ("x\ny", ("\n",)),
+]
+
+
+def test_rouge_of_summaries_is_that_of_a_worked_example():
+    # Lin 2004, 3.2: w1 w2 and w1 w3 w5 of the reference sentence are found, 4 of its 5 words.
+    predicted, reference = "w1 w2 w6 w7 w8\nw1 w3 w8 w9 w5", "w1 w2 w3 w4 w5"
+
+    assert metrics.get("rouge_lsum")([predicted], [(reference,)]) == pytest.approx(
+        2 * 4 / (10 + 5), abs=1e-12
+    )
+
+
+def test_rouge_of_summaries_equals_its_reference_implementation():
+    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeLsum"])
+    rng = np.random.default_rng(7)
+
+    def lines():
+        return "\n".join(" ".join(rng.choice(list("abcdef"), rng.integers(0, 9))) for _ in range(4))
+
+    texts = [(lines(), (lines(), lines())) for _ in range(150)] + TEXTS + LINES
+    ours = metrics.get("rouge_lsum").stats([p for p, _ in texts], [r for _, r in texts], None)
+
+    expected = [scorer.score_multi(list(r), p)["rougeLsum"].fmeasure for p, r in texts]
+    assert ours[:, 0] == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -190,19 +243,28 @@ def test_answers_score_as_in_squad(predicted, reference, exact, f1):
 
 def inputs_of(name: str, kind: str):
     """Predictions, references and labels that any metric of this kind can score."""
+    if metrics.get(name, kind).reads == "scores":
+        scores = np.random.default_rng(5).dirichlet(np.ones(5), 120).tolist()
+        return scores, as_tuples(sets(5)[1]) if kind == "multilabel" else draw(5, n=120)[1], LABELS
     if kind == "tag":
         return *sequences(5, labels=len(BIO)), BIO
     if kind == "multilabel":
         return *map(as_tuples, sets(5)), LABELS
     if kind in ("span", "generate"):
         return PREDICTED, REFERENCES, None
+    if kind == "text":
+        return [(-4.5 * n, 3 * n, n, 12 * n) for n in range(1, 9)], [None] * 8, None
+    if kind == "retrieve":
+        return [("a", "b", "c", "d")[i % 3 :] for i in range(8)], [{"b": 1, "c": 3}, {"a": 1}] * 4, None
     predicted, true = draw(5, labels=2 if name == "f1" else 5)
     return predicted, true, LABELS[:2] if name == "f1" else LABELS
 
 
-EVERY = [(name, kind) for name in metrics.names() for kind in metrics.get(name).kinds] + [
-    (name, kind) for name in ("macro_f1", "micro_f1", "weighted_f1") for kind in ("tag", "multilabel")
-]
+EVERY = (
+    [(name, kind) for name in metrics.names() for kind in metrics.get(name).kinds]
+    + [(name, kind) for name in ("macro_f1", "micro_f1", "weighted_f1") for kind in ("tag", "multilabel")]
+    + [("auroc", "multilabel")]
+)
 
 
 @pytest.mark.parametrize(("name", "kind"), EVERY)
@@ -226,9 +288,17 @@ def test_perfect_answers_score_best(name, kind):
     _, true, labels = inputs_of(name, kind)
     if kind in ("span", "generate"):
         true = [("one sentence of five words",), ("Another one, which is longer.", "short")]
-    predicted = [row[0] for row in true] if kind in ("span", "generate") else true
+    predicted = {
+        "text": [(0.0, 3, 2, 12)] * len(true),
+        "retrieve": [sorted(gains, key=gains.get, reverse=True) for gains in true]
+        if kind == "retrieve"
+        else (),
+    }.get(kind, [row[0] for row in true] if kind in ("span", "generate") else true)
+    if metric.reads == "scores":
+        predicted = [np.isin(range(5), answer).astype(float) for answer in true]
 
-    assert metric(predicted, true, labels) == pytest.approx(1.0 if metric.greater_is_better else 0.0)
+    best = 1.0 if metric.greater_is_better or "perplexity" in name else 0.0
+    assert metric(predicted, true, labels) == pytest.approx(best)
 
 
 def test_mistakes_are_named():

@@ -48,8 +48,8 @@ class Entry:
     shots: int | None = None
     request: str = "auto"
     limit: int | None = None
-    generation: Mapping[str, Any] = field(default_factory=dict)
     normalise: str = "auto"
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
