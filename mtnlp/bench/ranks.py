@@ -41,8 +41,9 @@ def together(answered: Iterable[list[T]]) -> Iterator[list[T]]:
 
 
 def settle() -> None:
-    """Wait until all processes are here."""
+    """Wait until all processes are here; without an accelerator they meet on their CPUs."""
     if world() > 1:
+        import torch
         from accelerate import PartialState
 
-        PartialState().wait_for_everyone()
+        PartialState(cpu=not torch.accelerator.is_available()).wait_for_everyone()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import tiny_tasks
@@ -300,3 +303,25 @@ def test_the_rows_that_a_run_was_trained_on_are_found(lab, tmp_path, capsys):
     ] and "100.0%" in capsys.readouterr().out
     with pytest.raises(mtnlp.MtnlpError, match="is no run folder"):
         judge.judge([str(lab / "t5")], str(lab / "small.yaml"), tasks="own/pair", overlap=True)
+
+
+def test_two_processes_answer_what_one_does_to_the_last_bit(lab, tmp_path):
+    line = ["-m", "mtnlp", "eval", str(lab / "t5"), "--suite", str(lab / "small.yaml"), "--out"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    answers, scores = [], []
+    for name, how in (("one", []), ("two", launch)):
+        env = {
+            **os.environ,
+            "MTNLP_CACHE": str(tmp_path / name),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        command = [sys.executable, *how, *line, str(tmp_path / f"{name}-out")]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        scores.append(json.loads((tmp_path / f"{name}-out" / "results.json").read_text())["scores"])
+        (file,) = (tmp_path / name / "answers").glob("*.jsonl")
+        kept = [json.loads(text) for text in file.read_text().splitlines()]
+        answers.append({one.pop("key"): {**one, "left": None} for one in kept})
+
+    assert scores[0] == scores[1] and answers[0] == answers[1] and len(answers[0]) == 6 * len(KINDS)
