@@ -148,10 +148,15 @@ class Report:
     def print(self, console: Any = None) -> None:
         """The table on a rich console."""
         console = console or tables.console()
-        if not self.scores:
-            console.print("No task has validation or test rows: nothing was scored.")
-            return
-        console.print(self._table())
+        if self.scores:
+            console.print(self._table())
+        else:
+            none = (
+                "Nothing was scored."
+                if self.skipped
+                else "No task has validation or test rows: nothing was scored."
+            )
+            console.print(none)
         for score in self.scores:
             for note in (*score.faults, *score.notes):
                 console.print(f"{_named(score)}: {note}")

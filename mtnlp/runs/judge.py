@@ -13,6 +13,7 @@ from mtnlp.bench.comparison import Comparison
 from mtnlp.errors import MtnlpError
 from mtnlp.metrics.text import same_text
 from mtnlp.runs import harness, leaks, targets
+from mtnlp.runs.folder import RunFolder
 from mtnlp.runs.harness import Evaluation, Judged
 
 SHOWN = 3  # wrong answers of a task on the page
@@ -63,18 +64,19 @@ def judge(
     asked = None
     if suite is not None:
         asked = suites.load(suite, tasks=tasks, split=split, limit=limit, root=root)
+    for name in () if asked else names:
+        if not RunFolder(Path(name).expanduser()).holds_run():
+            raise MtnlpError(
+                f"{name} is not a run folder, so it has no tasks of its own: name a --suite. "
+                f"Known: {', '.join(suites.names())}; a YAML file or a folder of tasks will do too."
+            )
     opened = [targets.open_target(name, adapters, trust_remote_code=trust_remote_code) for name in names]
     found = []
     for target in opened:
         if asked is not None:
             found.append(harness.evaluate(target, asked, progress=progress))
-        elif isinstance(target, targets.RunTarget):
-            found.append(harness.evaluate_own(target, tasks, split or "test", limit, progress=progress))
         else:
-            raise MtnlpError(
-                f"{target.name} is not a run folder, so it has no tasks of its own: name a --suite. "
-                f"Known: {', '.join(suites.names())}; a YAML file or a folder of tasks will do too."
-            )
+            found.append(harness.evaluate_own(target, tasks, split or "test", limit, progress=progress))
     if overlap:
         for target, evaluation in zip(opened, found, strict=True):
             _look(target, evaluation)

@@ -234,7 +234,10 @@ def open_target(
         if adapters:
             raise MtnlpError("--adapter goes with a model that writes text, and this one has a head.")
         return ClassifierTarget(name, config, revision=revision, trust_remote_code=trust_remote_code)
-    return ModelTarget(name, adapters, revision=revision, trust_remote_code=trust_remote_code)
+    target = ModelTarget(name, adapters, revision=revision, trust_remote_code=trust_remote_code)
+    if folder is None:
+        _ = target.predictor  # downloads it, or says that there is no such model, before anything is asked
+    return target
 
 
 def _config(folder: Path) -> dict[str, Any]:

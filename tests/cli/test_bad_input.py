@@ -290,6 +290,7 @@ CASES = {
     "eval run --suite gluee": (2, "No suite is called 'gluee'", "Did you mean 'glue'"),
     "eval run --suite pystdlib --tasks glue/*": (2, "glue/*"),
     "eval good --suite pystdlib": (2, "good is neither a run folder", "nor a model"),
+    "eval no/model --suite pystdlib": (2, "no/model", "neither a folder here nor found on the model hub"),
     "eval run --suite pystdlib --compare": (2, "--compare: name two targets or more"),
     "eval run --suite pystdlib --adapter good": (2, "--adapter goes with a plain model"),
     "eval none": (2, "none is not a run folder"),
