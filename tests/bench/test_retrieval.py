@@ -19,7 +19,7 @@ from mtnlp.bench import retrieval
 from mtnlp.bench.retrieval import RetrievalTask, rank, read, retrieve
 from mtnlp.errors import DataError, MtnlpError
 
-SHARED = Path("/work/shared/data/tasks")
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "tasks"
 CORPUS = {"d1": "Cats purr.", "d2": "Dogs bark at cats.", "d3": "", "d10": "Fish swim."}
 QUERIES = {"q1": "Who purrs?", "q2": "Who barks?", "q3": "Who flies?", "q4": "Who swims?"}
 QRELS = {"q1": {"d1": 2, "d2": 1}, "q2": {"d2": 1, "d10": 0}, "q3": {"d1": 0}}

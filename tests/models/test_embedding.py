@@ -19,7 +19,7 @@ from mtnlp.models.backbone import Backbone
 from mtnlp.models.embedding import Embedder, embed, similarity
 from mtnlp.models.places import packaged
 
-STS = Path("/work/shared/data/tasks/sts_semeval/test.jsonl")
+STS = Path(__file__).parents[3] / "shared/data/tasks/sts_semeval/test.jsonl"
 DRAW = np.random.default_rng(1)
 TEXTS = [" ".join(f"w{i}" for i in DRAW.integers(3, 60, size)) for size in (5, 1, 17, 40, 3, 40, 9, 2)]
 
