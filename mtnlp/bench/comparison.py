@@ -107,8 +107,6 @@ def _difference(one: Side, other: Side) -> statistics.Difference:
 
 def _row(one: Side, other: Side, found: statistics.Difference, adjusted: float) -> TaskDifference:
     metric = metrics.get(one.metric, one.kind)
-    gain = found.value if metric.greater_is_better else -found.value
-    verdict = "unclear" if adjusted >= statistics.ALPHA else "better" if gain > 0 else "worse"
     return TaskDifference(
         task=one.task,
         metric=one.metric,
@@ -122,7 +120,7 @@ def _row(one: Side, other: Side, found: statistics.Difference, adjusted: float) 
         adjusted=float(adjusted),
         mcnemar=_mcnemar(one.stats, other.stats),
         least=statistics.minimum_detectable_effect(found.stderr),
-        verdict=verdict,
+        verdict=statistics.verdict(found, adjusted, greater_is_better=metric.greater_is_better),
     )
 
 

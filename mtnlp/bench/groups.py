@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mtnlp.bench.statistics import mean_stderr
 from mtnlp.errors import MtnlpError, did_you_mean, shown
 
 MEANS = ("micro", "macro", "glue", "normalised")
@@ -81,8 +82,7 @@ def aggregate(group: Group, scores: Mapping[str, Value]) -> tuple[float, float]:
     weights = np.array(
         [_rows(group, task, value) if group.mean == "micro" else 1 for task, value in known.items()]
     )
-    weights = weights / weights.sum()
-    return float(weights @ values), float(np.sqrt(np.sum((weights * errors) ** 2)))
+    return float(np.average(values, weights=weights)), mean_stderr(errors, weights)
 
 
 def normalised(value: Value) -> tuple[float, float]:

@@ -116,7 +116,7 @@ def eval_batches(
     sizes = np.concatenate([measure(stores[t], np.asarray(rows[t], np.int64)) for t in tasks], axis=1)
     order = np.lexsort((row, task, *sizes[::-1]))
     overhead = BLOCK_OVERHEAD if flat else WRITING_OVERHEAD if generate else OVERHEAD
-    for stretches in _cut_into_blocks(sizes[:, order], max_tokens, overhead, flat=flat):
+    for stretches in cut_into_blocks(sizes[:, order], max_tokens, overhead, flat=flat):
         chosen = order[stretches[0][0] : stretches[-1][1]]
         by_task = np.argsort(task[chosen], kind="stable")
         blocks = np.repeat(np.arange(len(stretches)), [stop - start for start, stop in stretches])
@@ -136,8 +136,11 @@ def _prompt_sizes(store: TokenStore, rows: np.ndarray) -> np.ndarray:
     return np.stack([lengths, np.ones_like(lengths), np.zeros_like(lengths)])
 
 
-def _cut_into_blocks(sizes: np.ndarray, max_tokens: int, overhead: int, *, flat: bool) -> list[list[Stretch]]:
-    """Batches of sorted examples with (3, M) sizes, longest first; each as its blocks (padded: as one)."""
+def cut_into_blocks(sizes: np.ndarray, max_tokens: int, overhead: int, *, flat: bool) -> list[list[Stretch]]:
+    """Batches of sorted examples with (3, M) sizes, longest first; each as its blocks (padded: as one).
+
+    overhead: what one more batch, or block, costs, in padded tokens.
+    """
     stretches = cut(*sizes, max_tokens=max_tokens, overhead=overhead)
     if not flat:
         return [[stretch] for stretch in reversed(stretches)]

@@ -14,12 +14,11 @@ from itertools import pairwise
 import numpy as np
 
 from mtnlp.data.batch import Batch
-from mtnlp.data.collate import collate, grouped
-from mtnlp.data.cut import BLOCK_OVERHEAD, cut, pack
+from mtnlp.data.collate import collate, cut_into_blocks, grouped
+from mtnlp.data.cut import BLOCK_OVERHEAD, OVERHEAD, Stretch
 from mtnlp.data.plan import Quota, StepPlan
 from mtnlp.data.shuffle import key_of, mixed, permuted
 from mtnlp.data.store import TokenStore
-from mtnlp.data.stream import EVEN
 from mtnlp.errors import DataError
 from mtnlp.samplers.base import Phase
 
@@ -131,12 +130,7 @@ class Mixture:
                 )
         return batches
 
-    def _cut(self, sizes: np.ndarray, max_tokens: int) -> list[list[tuple[int, int]]]:
+    def _cut(self, sizes: np.ndarray, max_tokens: int) -> list[list[Stretch]]:
         """Micro-batches of the sorted examples with (3, M) sizes, longest first; each as its blocks."""
-        if not self.flat:
-            return [[stretch] for stretch in reversed(cut(*sizes, max_tokens=max_tokens))]
-        stretches = cut(*sizes, max_tokens=max_tokens, overhead=BLOCK_OVERHEAD)
-        lengths, sequences, targets = sizes
-        tokens = [int(sequences[a:b].sum() * (lengths[b - 1] + targets[a:b].max())) for a, b in stretches]
-        # Room for what makes a stream of several blocks even.
-        return pack(stretches, tokens, max_tokens * EVEN // (EVEN + 1))[::-1]
+        overhead = BLOCK_OVERHEAD if self.flat else OVERHEAD
+        return cut_into_blocks(sizes, max_tokens, overhead, flat=self.flat)
