@@ -68,12 +68,12 @@ def ask(
     missing = {
         name: [row for row, key in enumerate(own) if samples.get(key) is None] for name, own in keys.items()
     }
-    missing = {name: _once(rows, keys[name]) for name, rows in missing.items() if rows}
+    # Another evaluation may have written while processes read; they agree, or they would wait for each other.
+    missing = ranks.merged({name: _once(rows, keys[name]) for name, rows in missing.items() if rows})
     if missing:
         names = {asked[name].index: name for name in missing}
         questions = {asked[name].index: _part(asked[name].questions, rows) for name, rows in missing.items()}
         asks = predictor()
-        ranks.settle()  # before the first writes, all must have read what is kept
         for batch in ranks.together(asks.batches(questions, shared=True)):
             answers = [
                 (keys[names[index]][missing[names[index]][row]], answer) for index, row, answer in batch

@@ -16,7 +16,8 @@ from mtnlp.bench import statistics, tables
 class Side:
     """What one model did on one task. stats: (N, k) statistics of the main metric, row by row.
 
-    data: a hash of the rows; only equal rows are compared.
+    data: a hash of the rows; only equal rows are compared. clusters: a number for each row, the same where
+    rows are resampled together; None = each by itself.
     """
 
     task: str
@@ -24,6 +25,7 @@ class Side:
     metric: str
     stats: np.ndarray
     data: str
+    clusters: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,9 @@ def compare(first: str, ones: Sequence[Side], second: str, others: Sequence[Side
             why = "only the second was scored" if one is None else "not the same rows or metric"
             apart.append(f"{other.task}: not compared: {why}.")
             continue
+        if one.clusters is not None and len(set(one.clusters)) == 1:
+            apart.append(f"{other.task}: not compared: all rows are of one cluster.")
+            continue
         found.append((one, other, _difference(one, other)))
     apart += [f"{task}: not compared: only the first was scored." for task in known]
     adjusted = statistics.holm([difference.p for _, _, difference in found])
@@ -102,7 +107,8 @@ def compare(first: str, ones: Sequence[Side], second: str, others: Sequence[Side
 
 
 def _difference(one: Side, other: Side) -> statistics.Difference:
-    return statistics.paired(metrics.get(one.metric, one.kind), one.stats, other.stats)
+    metric = metrics.get(one.metric, one.kind)
+    return statistics.paired(metric, one.stats, other.stats, clusters=one.clusters)
 
 
 def _row(one: Side, other: Side, found: statistics.Difference, adjusted: float) -> TaskDifference:
@@ -142,5 +148,6 @@ def sides(judged: Sequence[Any], model: str) -> list[Side]:
         score = item.score
         if score.model == model and score.task not in found:
             data = score.hashes["data"]
-            found[score.task] = Side(score.task, score.kind, score.main, item.stats[score.main], data)
+            stats = item.stats[score.main]
+            found[score.task] = Side(score.task, score.kind, score.main, stats, data, item.clusters)
     return list(found.values())

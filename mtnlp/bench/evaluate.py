@@ -26,6 +26,7 @@ class TaskScore:
     """One task on one split of n rows.
 
     Args:
+        kind: of the task; "text" where it is said how likely texts are, "retrieve" where they are searched.
         values, baseline: metric name -> value, of the model and of a guess without reading; no baseline where
             there are no training rows.
         intervals: metric name -> {"stderr", "low", "high"}, by bootstrap.
@@ -33,7 +34,8 @@ class TaskScore:
         template: the prompt, "" = the task's own. shots: solved examples in it.
         hashes: of the "task", its "template" and its "data".
         faults: what went wrong with some rows, in sentences. notes: what else to know, such as cut inputs.
-        slices: axis ("length" ...) -> [{"name", "n", "value"}] of the main metric.
+        slices: axis ("words", "language", a column) -> [{"name", "n", "value", "small"}] of the main metric.
+        labels: label -> {"precision", "recall", "f1", "count"}, where a task has labels.
     """
 
     task: str
@@ -50,6 +52,7 @@ class TaskScore:
     faults: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     slices: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    labels: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def main(self) -> str:

@@ -13,7 +13,7 @@ HUB_TASKS = {  # kind -> what the hub calls such a task
     "classify": "text-classification", "pair": "text-classification", "ordinal": "text-classification",
     "multilabel": "text-classification", "regress": "text-classification", "choose": "multiple-choice",
     "tag": "token-classification", "span": "question-answering", "generate": "text2text-generation",
-    "retrieve": "text-retrieval",
+    "retrieve": "text-retrieval", "text": "text-generation",
 }  # fmt: skip
 
 

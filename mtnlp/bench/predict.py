@@ -4,6 +4,7 @@ Three ways, by the family of the backbone and the kind of the task:
     encoder                          the task's head on hidden states
     text, task with options          log-likelihood of every option, per token where the options are free text
     text, any other task             greedy generation, parsed by tasks.templates.parse
+Where it is asked for, a text model says instead how likely it finds the target, or the text of a row.
 Batches mix tasks and are sorted by length; values come back in the order of the examples asked for.
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from mtnlp.bench import ranks
-from mtnlp.bench.questions import Questions
+from mtnlp.bench.questions import LIKELIHOODS, Questions
 from mtnlp.bench.shots import document
 from mtnlp.data.batch import Batch
 from mtnlp.data.collate import eval_batches
@@ -102,10 +103,10 @@ class Predictor:
                     yield from self._by_heads(asked)
                 else:
                     yield from self._by_options({t: q for t, q in asked.items() if q.by_options})
-                    likely = {t: q for t, q in asked.items() if q.request == "likelihood"}
-                    yield from self._by_likelihood(likely)
-                    rest = {t: q for t, q in asked.items() if not q.by_options and t not in likely}
-                    yield from self._by_generation(rest)
+                    yield from self._of_targets({t: q for t, q in asked.items() if q.request == "likelihood"})
+                    yield from self._of_texts({t: q for t, q in asked.items() if q.request == "text"})
+                    rest = {t: q for t, q in asked.items() if q.request not in LIKELIHOODS}
+                    yield from self._by_generation({t: q for t, q in rest.items() if not q.by_options})
         finally:
             self.model.train(was_training)
 
@@ -171,14 +172,22 @@ class Predictor:
         )
         return ranks.share(whole) if self._shared else whole
 
-    def _by_likelihood(self, questions: Mapping[int, Questions]) -> Iterator[list[Answered]]:
+    def _of_targets(self, questions: Mapping[int, Questions]) -> Iterator[list[Answered]]:
         """The log-likelihood of each target below its prompt, in nats, and its tokens, words and bytes."""
-        if not questions:
-            return
         stores = {task: self._store(part, part.examples) for task, part in questions.items()}
         texts = {task: [write(part.spec, one) for one in part.examples] for task, part in questions.items()}
-        options = {"max_tokens": self.max_tokens, "pad_id": self.encoder.pad_id, "device": self.device}
-        whole = likelihood.of_targets(self.model, stores, texts, **options)
+        if questions:
+            options = {"max_tokens": self.max_tokens, "pad_id": self.encoder.pad_id, "device": self.device}
+            yield from self._likelihoods(likelihood.of_targets(self.model, stores, texts, **options))
+
+    def _of_texts(self, questions: Mapping[int, Questions]) -> Iterator[list[Answered]]:
+        """The same of each whole text, however long."""
+        texts = {task: [one.inputs["text"] for one in part.examples] for task, part in questions.items()}
+        if questions:
+            options = {"max_tokens": self.max_tokens, "device": self.device}
+            yield from self._likelihoods(likelihood.of_texts(self.model, self.encoder, texts, **options))
+
+    def _likelihoods(self, whole: Iterator[list[likelihood.Scored]]) -> Iterator[list[Answered]]:
         for scored in ranks.share(whole) if self._shared else whole:
             yield [(task, row, {"value": asdict(found)}) for task, row, found in scored]
 

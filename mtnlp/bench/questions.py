@@ -9,6 +9,8 @@ from typing import Any
 from mtnlp.tasks.answers import CLOSED
 from mtnlp.tasks.spec import Example, TaskSpec, Template
 
+LIKELIHOODS = ("likelihood", "text")  # requests that are answered by how likely a text is
+
 
 @dataclass(frozen=True)
 class Questions:
@@ -18,7 +20,7 @@ class Questions:
         template, shots: as in tasks.templates.render.
         request: how a model that writes text is asked. "options": the likelihood of each option; "generate":
             what it writes is read; "auto": options where there is one closed list of them, else generate;
-            "likelihood": of the target, or, from a decoder without a prompt, of the text.
+            "likelihood": of the target; "text": of the input `text` of a row by itself, by a decoder.
         drawn: id of a document (bench.shots.document) -> solved examples drawn for it, in place of `shots`;
             empty = the same shots for all.
         generation: how texts are written, as in models.generation.Generation.

@@ -47,3 +47,17 @@ def settle() -> None:
         from accelerate import PartialState
 
         PartialState(cpu=not torch.accelerator.is_available()).wait_for_everyone()
+
+
+def merged(own: dict[str, list[int]]) -> dict[str, list[int]]:
+    """What any process has under a name, ascending; all must call it, and none goes on before all have."""
+    if world() == 1:
+        return own
+    from accelerate.utils import gather_object
+
+    settle()
+    found: dict[str, set[int]] = {}
+    for one in gather_object([own]):
+        for name, rows in one.items():
+            found.setdefault(name, set()).update(rows)
+    return {name: sorted(rows) for name, rows in found.items()}

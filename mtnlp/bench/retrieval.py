@@ -26,6 +26,7 @@ from mtnlp.data import readers
 from mtnlp.errors import DataError, MtnlpError, shown
 
 if TYPE_CHECKING:
+    from mtnlp.bench.vectors import Vectors
     from mtnlp.models.embedding import Embedder
 
 IDS = ("_id", "doc_id", "id")
@@ -80,7 +81,7 @@ class Ranked:
     notes: tuple[str, ...]
 
 
-def retrieve(task: RetrievalTask, embedder: Embedder, *, k: int = DEPTH) -> Ranked:
+def retrieve(task: RetrievalTask, embedder: Embedder | Vectors, *, k: int = DEPTH) -> Ranked:
     """Rank the corpus, or a query's candidates, by cosine for every query.
 
     A document whose vector is not finite is not ranked, and a query with such a vector finds nothing; both
@@ -214,6 +215,10 @@ def read(path: str | Path, split: str = "test", *, name: str | None = None) -> R
         corpus, queries, qrels, candidates = _reranking(file, problems)
     else:
         corpus, candidates = _texts(path / "corpus.jsonl", problems), None
+        if not corpus:  # nothing could be judged
+            raise DataError(
+                "\n  ".join([f"{path / 'corpus.jsonl'}: no document can be read.", *problems[:SHOWN]])
+            )
         if (path / "queries.jsonl").is_file():
             queries = _texts(path / "queries.jsonl", problems, empty=False)
             qrels = _qrels(path / "qrels" / f"{split}.tsv", corpus, queries, problems)

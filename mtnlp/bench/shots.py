@@ -1,4 +1,4 @@
-"""Solved examples for prompts: drawn anew for every document, or those of a task with its definition.
+"""Solved examples for prompts, drawn anew for every document.
 
 A draw follows from the seed and from what the document and the pool say, not from where they stand: to
 shuffle, to split over processes or to ask one document alone changes nothing. Each pair (document, example)
@@ -9,14 +9,13 @@ Cohen and Kaplan 2007), so one example more in the pool changes at most one shot
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 
 from mtnlp.bench.samples import key_of
 from mtnlp.errors import MtnlpError
-from mtnlp.tasks.spec import Example, Template
+from mtnlp.tasks.spec import Example
 
 
 def document(example: Example) -> str:
@@ -66,44 +65,6 @@ class Pool:
             numbers[self._places[key]] = np.iinfo(np.uint64).max
         smallest = np.argpartition(numbers, k)[:k] if k < len(numbers) else np.arange(k)
         return tuple(self.examples[i] for i in smallest[np.argsort(numbers[smallest])])
-
-
-def defined(
-    definition: str,
-    positive: Sequence[Mapping[str, Any]] = (),
-    negative: Sequence[Mapping[str, Any]] = (),
-    *,
-    explained: bool = False,
-) -> Template:
-    """The prompt of a text task as its definition, examples of good and of bad answers, then the row.
-
-    Args:
-        definition: what is to be done.
-        positive, negative: {"input", "output", "explanation"}; the explanation may be absent.
-        explained: show explanations too.
-
-    Raises:
-        MtnlpError: an example without input or output.
-
-    Source: Wang et al. 2022, Super-NaturalInstructions, arXiv:2204.07705 (the encoding of Tk-Instruct).
-    """
-    parts = [f"Definition: {definition.strip()}"]
-    for name, examples in (("Positive", positive), ("Negative", negative)):
-        for number, example in enumerate(examples, 1):
-            parts.append(_solved(f"{name} Example {number} -", example, explained))
-    row = "Now complete the following example -\nInput: {{ text }}\nOutput:"
-    return Template("\n\n".join([*(part.replace("{", "{{ '{' }}") for part in parts), row]))
-
-
-def _solved(head: str, example: Mapping[str, Any], explained: bool) -> str:
-    if missing := [name for name in ("input", "output") if name not in example]:
-        raise MtnlpError(f"{head} has no {missing[0]!r}; an example has input, output and maybe explanation.")
-    output = example["output"]
-    output = output if isinstance(output, str) else output[0]
-    lines = [head, f"Input: {example['input']}", f"Output: {output}"]
-    if explained and example.get("explanation"):
-        lines.append(f"Explanation: {example['explanation']}")
-    return "\n".join(lines)
 
 
 def _number(text: str) -> np.uint64:

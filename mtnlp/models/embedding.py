@@ -8,7 +8,7 @@ Shapes: N texts, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from mtnlp.data.store import TokenStore
 from mtnlp.errors import MtnlpError, did_you_mean, shown
 from mtnlp.heads.base import pooled
 from mtnlp.models.backbone import Backbone
+from mtnlp.models.embedded import Embedded
 from mtnlp.models.multitask import MultitaskModel
 from mtnlp.tasks.spec import Example, TaskSpec
 
@@ -29,19 +30,6 @@ POOLINGS = ("mean", "first", "last")
 MAX_TOKENS = 4096  # padded tokens of a batch
 CHUNK = 20_000  # texts that are tokenised and sorted at a time: more of them would fill the memory as lists
 _TEXTS = TaskSpec("texts", "classify", {})
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """What texts became.
-
-    Args:
-        vectors: (N, D) float32.
-        cut: indices of the texts that lost tokens, ascending.
-    """
-
-    vectors: np.ndarray
-    cut: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -95,6 +83,27 @@ class Embedder:
         """Vectors of texts that are searched."""
         return self._embed([self.document + text for text in texts])
 
+    def batches(
+        self, texts: Sequence[str], share: Callable[[Iterable[Batch]], Iterable[Batch]] = iter
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Texts as they are, batch by batch, the longest of each chunk first: (n,) indices, (n, D) float32
+        vectors and (n,) bool, whether a text lost tokens.
+
+        Args:
+            share: chooses among the batches before they are run.
+        """
+        encoder, was_training = self._encoder, self.model.training
+        self.model.eval()
+        try:
+            if isinstance(self.model, MultitaskModel):
+                with torch.inference_mode():
+                    self.model.begin([self._index])
+            for start in range(0, len(texts), CHUNK):
+                for rows, vectors, cut in self._chunk(texts[start : start + CHUNK], encoder, share):
+                    yield start + rows, vectors, cut
+        finally:
+            self.model.train(was_training)
+
     @property
     def backbone(self) -> Backbone:
         return self.model if isinstance(self.model, Backbone) else self.model.backbone
@@ -123,24 +132,18 @@ class Embedder:
         return tasks.index(self.task)
 
     def _embed(self, texts: Sequence[str]) -> Embedded:
-        vectors, cut = np.empty((len(texts), self.backbone.width), np.float32), []
-        encoder, was_training = self._encoder, self.model.training
-        self.model.eval()
-        try:
-            with torch.inference_mode():
-                if isinstance(self.model, MultitaskModel):
-                    self.model.begin([self._index])
-                for start in range(0, len(texts), CHUNK):
-                    part = slice(start, start + CHUNK)
-                    cut += [start + i for i in self._fill(vectors[part], texts[part], encoder)]
-        finally:
-            self.model.train(was_training)
-        return Embedded(vectors, tuple(cut))
+        vectors, cut = np.empty((len(texts), self.backbone.width), np.float32), np.zeros(len(texts), bool)
+        for rows, found, lost in self.batches(texts):
+            vectors[rows], cut[rows] = found, lost
+        return Embedded(vectors, tuple(np.flatnonzero(cut).tolist()))
 
-    def _fill(self, vectors: np.ndarray, texts: Sequence[str], encoder: Encoder) -> tuple[int, ...]:
-        """Writes the vectors of a chunk; which texts of it lost tokens."""
+    def _chunk(
+        self, texts: Sequence[str], encoder: Encoder, share: Callable[[Iterable[Batch]], Iterable[Batch]]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         examples = [Example(_TEXTS.name, i, {"text": text}, None) for i, text in enumerate(texts)]
         columns = encoder.encode(_TEXTS, examples)
+        cut = np.zeros(len(texts), bool)
+        cut[list(columns.cut)] = True
         batches = eval_batches(
             {self._index: TokenStore.from_columns(columns)},
             {self._index: np.arange(len(texts))},
@@ -148,13 +151,18 @@ class Embedder:
             pad_id=encoder.pad_id,
             form="encoder",
         )
-        device = next(self.model.parameters()).device
-        for batch in batches:
-            found = pooled(self._hidden(batch.to(device)), batch.attention_mask.to(device), self.pooling)
-            if self.normalise:
-                found = torch.nn.functional.normalize(found, dim=1)
-            vectors[batch.slices[0].rows] = found.cpu().numpy()
-        return columns.cut
+        for batch in share(batches):
+            rows = batch.slices[0].rows
+            yield rows, self._vectors(batch), cut[rows]
+
+    @torch.inference_mode()
+    def _vectors(self, batch: Batch) -> np.ndarray:
+        """(S, D) of a batch."""
+        batch = batch.to(next(self.model.parameters()).device)
+        found = pooled(self._hidden(batch), batch.attention_mask, self.pooling)
+        if self.normalise:
+            found = torch.nn.functional.normalize(found, dim=1)
+        return found.cpu().numpy()
 
     def _hidden(self, batch: Batch) -> Tensor:
         if isinstance(self.model, MultitaskModel):

@@ -2,7 +2,8 @@
 
 meta.json says what a task is (`task_type`), and each task type is one entry of a table here: our kind, and
 which of the columns play which part. Natural-Instructions files hold a definition, solved examples and
-instances in one JSON.
+instances in one JSON. What has a definition and solved examples gets a template for each way of showing them
+(`_defined.templates`).
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mtnlp.errors import DataError, MtnlpError, did_you_mean, shown
+from mtnlp.tasks import _defined
 from mtnlp.tasks._draw import SPLITS, split_of
-from mtnlp.tasks.spec import KINDS, TaskSpec
+from mtnlp.tasks.spec import KINDS, TaskSpec, Template
 
 # metric of a meta.json -> ours, and the kinds for which the two are the same number
 METRICS: dict[str, tuple[str, set[str]]] = {
@@ -128,7 +130,8 @@ def read_natural_instructions(path: Path) -> TaskSpec:
 
     The file has no splits: 80 % of its instances train, 10 % validate and 10 % test, by a hash of the input,
     so equal inputs stay together and other files do not matter. In a small file a split may get no instance
-    and is left out; if train gets none, all instances are train.
+    and is left out; if train gets none, all instances are train. Negative examples are shown by some
+    templates; those that are not {input, output} are left out.
 
     Raises:
         MtnlpError: a part is missing. DataError: an instance is not {input, output}.
@@ -150,12 +153,14 @@ def read_natural_instructions(path: Path) -> TaskSpec:
         for i, item in enumerate(data.get("Positive Examples") or [])
     ]
     definition, source = data["Definition"], data.get("Source") or []
+    definition = definition if isinstance(definition, str) else "\n".join(definition)
     return TaskSpec(
         name=path.stem,
         kind="generate",
         source={split: own for split, own in rows.items() if own},
         fields={"text": "input", "target": "output"},
-        instruction=definition if isinstance(definition, str) else "\n".join(definition),
+        instruction=definition,
+        templates=_templates(definition, data.get("Positive Examples"), data.get("Negative Examples")),
         demonstrations=tuple(solved),
         metrics=("rouge_l", "exact_match"),
         licence=", ".join(data.get("Instance License") or []),
@@ -177,17 +182,18 @@ def _spec(
     metrics, left = _metrics(meta.get("metrics") or (), kind)
     notes = [str(meta.get("notes") or ""), f"Not computed here: {', '.join(left)}." if left else ""]
     low_high = meta.get("score_range")
+    instruction, solved = str(meta.get("instruction") or ""), meta.get("positive_examples") or ()
+    shows = kind == "generate" and instruction and solved
     return TaskSpec(
         name=str(meta.get("name") or path.name) + part,
         kind=kind,
         source=str(path),
         fields=fields,
         labels=tuple(labels) if labels and KINDS[kind].labelled else None,
-        instruction=str(meta.get("instruction") or ""),
+        instruction=instruction,
         metrics=metrics,
-        demonstrations=tuple(
-            _demonstration(example, fields["target"]) for example in meta.get("positive_examples") or ()
-        ),
+        templates=_templates(instruction, solved, meta.get("negative_examples")) if shows else {},
+        demonstrations=tuple(_demonstration(example, fields["target"]) for example in solved),
         score_range=(float(low_high[0]), float(low_high[1])) if low_high else None,
         floor=meta.get("floor") or {},
         language=language if isinstance(language, str) else ", ".join(language),
@@ -195,6 +201,20 @@ def _spec(
         citation=str(meta.get("citation") or ""),
         notes=" ".join(filter(None, notes)),
     )
+
+
+def _templates(definition: str, positive: Any, negative: Any) -> dict[str, Template]:
+    """Those of a definition and of its examples that are {input, output}; why they are good or bad is called
+    explanation, and reason in the first version of Natural Instructions."""
+    shown = [
+        [
+            {**item, "explanation": item.get("explanation") or item.get("reason")}
+            for item in examples or ()
+            if isinstance(item, Mapping) and isinstance(item.get("input"), str) and item.get("output")
+        ]
+        for examples in (positive, negative)
+    ]
+    return _defined.templates(definition, *shown)
 
 
 def _metrics(names: Any, kind: str) -> tuple[tuple[str, ...], list[str]]:

@@ -7,10 +7,9 @@ from collections import Counter
 
 import pytest
 
-from mtnlp.bench.shots import Pool, defined, document, draw_shots
+from mtnlp.bench.shots import Pool, document, draw_shots
 from mtnlp.errors import MtnlpError
-from mtnlp.tasks.spec import Example, TaskSpec
-from mtnlp.tasks.templates import problem, render
+from mtnlp.tasks.spec import Example
 
 POOL = [Example("t", i, {"text": f"text {i}"}, i % 3) for i in range(40)]
 KEYS = [document(example) for example in POOL]
@@ -83,42 +82,3 @@ def test_too_few_examples_are_refused():
     with pytest.raises(MtnlpError, match="1 examples are to be shown, and there are 0 others"):
         draw_shots([], "x", 1, 0)
     assert draw_shots([], "x", 0, 0) == ()
-
-
-SPEC = TaskSpec("t", "generate", {}, instruction="not used")
-ROW = Example("t", 0, {"text": "{{ 3 * 4 }}"}, ("12",))
-
-
-def test_a_definition_goes_with_good_and_bad_examples():
-    good = [
-        {"input": "France", "output": ["Paris"], "explanation": "It is."},
-        {"input": "Italy", "output": "Rome"},
-    ]
-    bad = [{"input": "Chad", "output": "Rome", "explanation": "That is in Italy."}]
-
-    plain = render(SPEC, ROW, template=defined("Name the capital. ", good, bad))
-    explained = render(SPEC, ROW, template=defined("Name the capital.", good[:1], bad, explained=True))
-
-    assert plain.prompt == (
-        "Definition: Name the capital.\n\n"
-        "Positive Example 1 -\nInput: France\nOutput: Paris\n\n"
-        "Positive Example 2 -\nInput: Italy\nOutput: Rome\n\n"
-        "Negative Example 1 -\nInput: Chad\nOutput: Rome\n\n"
-        "Now complete the following example -\nInput: {{ 3 * 4 }}\nOutput:"
-    )
-    assert plain.target == "12"
-    assert "Output: Paris\nExplanation: It is.\n" in explained.prompt
-    assert "Output: Rome\nExplanation: That is in Italy.\n" in explained.prompt
-
-
-def test_examples_that_look_like_templates_stay_as_they_are():
-    odd = "{{ x * y }} {% include 'a' %} {# note #} }} %} {{'{'}} \\ \" ' {\n{% raw %} [a:b]" + " + ~" * 9
-    template = defined(odd, [{"input": odd, "output": odd}])
-
-    assert problem("generate", template) is None
-    assert render(SPEC, ROW, template=template).prompt.count(odd) == 3
-
-
-def test_an_example_without_its_parts_is_refused():
-    with pytest.raises(MtnlpError, match="Negative Example 1 - has no 'output'"):
-        defined("do", [], [{"input": "x"}])

@@ -162,6 +162,27 @@ def test_tasks_are_named_as_in_a_recipe_and_options_are_kept(tmp_path):
     )
 
 
+def test_likelihoods_have_metrics_of_their_own_and_columns_are_kept(tmp_path):
+    text = """
+version: 1
+split: validation
+tasks:
+  - {task: glue/cola, request: text, slices: source, cluster: author}
+  - {task: glue/rte, request: likelihood, metric: [bits_per_byte, perplexity], slices: [a, b]}
+"""
+
+    first, second = suites.load(written(tmp_path, text)).entries
+
+    assert (first.kind, first.metric, first.spec.metrics[-1]) == ("text", "perplexity", "bits_per_byte")
+    assert (second.kind, second.spec.metrics) == ("text", ("bits_per_byte", "perplexity"))
+    assert (first.slices, first.cluster, second.slices, second.cluster) == (
+        ("source",),
+        "author",
+        ("a", "b"),
+        "",
+    )
+
+
 def test_folders_and_files_are_found_from_the_root(tmp_path):
     task_folder(tmp_path / "data" / "one", floor={"chance_accuracy": 0.4})
     task_folder(tmp_path / "data" / "sub" / "two")
@@ -208,6 +229,10 @@ tasks:
   - {task: glue/qnli, split: tset}
   - {use: glue/sst2, name: films, metircs: [f1]}
   - 7
+  - {task: glue/wnli, request: embed}
+  - {task: choice/race, request: text}
+  - {task: glue/mrpc, request: text, metric: f1, templates: t5, shots: 2, slices: 3}
+  - {task: choice/arc-easy, request: embed, normalise: pmi}
 groups:
   one: {tasks: "*", mean: median}
   two: [glue/cola]
@@ -230,6 +255,13 @@ groups:
         "glue/qnli: split: none is called 'tset'",
         "tasks.5.metircs: no such key",
         "tasks.6: expected keys and values (got 7)",
+        "tasks.7 (glue/wnli): request: vectors answer regress and choose tasks, by similarity, not pair",
+        "tasks.8 (choice/race): request: a choose task has no text by itself",
+        "tasks.9 (glue/mrpc): metric: The metric f1 does not score text tasks",
+        "tasks.9 (glue/mrpc): templates: request: text has no prompt",
+        "tasks.9 (glue/mrpc): shots: request: text has no prompt",
+        "tasks.9.slices: expected a list",
+        "tasks.10 (choice/arc-easy): normalise: no options are compared by request: embed",
         "groups.one.mean: Input should be 'micro', 'macro', 'glue' or 'normalised' (got 'median')",
         "groups.two: expected keys and values",
     ):

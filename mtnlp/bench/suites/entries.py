@@ -10,12 +10,14 @@ from typing import Any
 
 from mtnlp import metrics
 from mtnlp.bench.groups import Group, Value, normalised
+from mtnlp.bench.questions import LIKELIHOODS
 from mtnlp.errors import MtnlpError, did_you_mean, shown
 from mtnlp.tasks.answers import CLOSED
 from mtnlp.tasks.spec import TaskSpec
 
 ZERO = {"matthews", "pearson", "spearman", "quadratic_kappa", "span_micro_f1"}
 PER_LABEL = {"accuracy", "balanced_accuracy", "token_accuracy"}
+PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,17 @@ class Entry:
         templates: names of the prompts to try, one after the other; none = the task's first one.
         shots: solved examples in every prompt, drawn from train for each document by itself; None = those
             that the task shows.
-        request: how a model is asked; "auto" = by its head, or by what suits the kind of task.
+        request: how a model is asked; "auto" = by its head, or by what suits the kind of task. "head",
+            "options", "generate" and "embed" (the similarity of vectors) answer the task; "likelihood" of its
+            target and "text", the likelihood of its whole text, say how much the model is surprised.
         limit: at most so many rows; None = all.
         generation: how texts are written: max_new_tokens, beams, temperature, top_p, top_k, stop, seed.
         normalise: how the log-likelihood of an option is made comparable with others': its sum as it is, per
             token, per byte, or less that of the option alone (pointwise mutual information); "auto" = per
             token where options are free text, else the sum.
+        slices: columns of the source; the main metric is shown for the rows of each of their values.
+        cluster: the column of the source whose equal values (one document, one author) make rows that are
+            resampled together; "" = every row by itself.
     """
 
     spec: TaskSpec
@@ -50,6 +57,13 @@ class Entry:
     limit: int | None = None
     normalise: str = "auto"
     generation: Mapping[str, Any] = field(default_factory=dict)
+    slices: tuple[str, ...] = ()
+    cluster: str = ""
+
+    @property
+    def kind(self) -> str:
+        """What metrics call what is scored: the kind of the task, or "text" where likelihoods are."""
+        return "text" if self.request in LIKELIHOODS else self.spec.kind
 
 
 @dataclass(frozen=True)
@@ -99,19 +113,38 @@ def misfits(entry: Entry) -> list[str]:
     spec, found = entry.spec, []
     for name in spec.metrics:
         try:
-            metrics.get(name, spec.kind)
+            metrics.get(name, entry.kind)
         except MtnlpError as error:
             found.append(f"metric: {error}")
     for name in entry.templates:
         if name not in spec.templates:
             found.append(f"templates: none is called {shown(name)}. {did_you_mean(name, spec.templates)}")
-    if entry.request == "options" and spec.kind not in CLOSED:
-        found.append(f"request: a {spec.kind} task has no options to choose from; use auto or generate.")
-    if entry.request == "head" and spec.kind == "generate":
-        found.append("request: no head answers with a text; use auto or generate.")
+    if why := _unanswerable(entry):
+        found.append(f"request: {why}")
     if entry.normalise != "auto" and spec.kind not in CLOSED:
         found.append(f"normalise: a {spec.kind} task has no options whose likelihood could be normalised.")
+    elif entry.normalise != "auto" and entry.request not in ("auto", "options"):
+        found.append(
+            f"normalise: no options are compared by request: {entry.request}; leave one of them out."
+        )
+    if entry.request in ("text", "embed"):
+        given = {"templates": entry.templates, "shots": entry.shots}
+        found += [f"{key}: request: {entry.request} has no prompt." for key in given if given[key]]
     return found
+
+
+def _unanswerable(entry: Entry) -> str:
+    """Why tasks of this kind cannot be asked so; empty if they can."""
+    request, kind = entry.request, entry.spec.kind
+    if request == "options" and kind not in CLOSED:
+        return f"a {kind} task has no options to choose from; use auto or generate."
+    if request == "head" and kind == "generate":
+        return "no head answers with a text; use auto or generate."
+    if request == "embed" and kind not in ("regress", "choose"):
+        return f"vectors answer regress and choose tasks, by similarity, not {kind}; use auto."
+    if request == "text" and "text" not in entry.spec.parts.inputs:
+        return f"a {kind} task has no text by itself; use likelihood, of its target."
+    return ""
 
 
 def no_split(entry: Entry) -> str:
@@ -127,7 +160,7 @@ def no_split(entry: Entry) -> str:
 def no_scale(entry: Entry) -> str:
     """Why a score of this entry cannot be normalised; empty if it can."""
     try:
-        better = metrics.get(entry.metric, entry.spec.kind).greater_is_better
+        better = metrics.get(entry.metric, entry.kind).greater_is_better
         normalised(Value(0.0, 0.0, 1, entry.chance, entry.reference, greater_is_better=better))
     except MtnlpError as error:
         return f"{entry.spec.name}: {error}"

@@ -11,7 +11,9 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from mtnlp import metrics, strict_yaml
 from mtnlp.bench.groups import Group
+from mtnlp.bench.questions import LIKELIHOODS
 from mtnlp.bench.suites.entries import (
+    PERPLEXITIES,
     Entry,
     Search,
     Suite,
@@ -64,10 +66,12 @@ class EntrySection(Section):
     reference: float | None = None
     templates: Names = ()
     shots: int | None = Field(None, ge=0)
-    request: Literal["auto", "head", "options", "generate", "likelihood", "embed"] = "auto"
+    request: Literal["auto", "head", "options", "generate", "likelihood", "text", "embed"] = "auto"
     limit: int | None = Field(None, ge=1)
     generation: GenerationSection | None = None
     normalise: Literal["auto", "sum", "token", "byte", "pmi"] = "auto"
+    slices: Names = ()
+    cluster: str = ""
 
 
 class SearchSection(Section):
@@ -205,7 +209,8 @@ def _specs(task: Any, base: Path, where: str, problems: list[str]) -> list[TaskS
 
 
 def _entry(spec: TaskSpec, section: EntrySection, split: str, limit: int | None) -> Entry:
-    spec = spec.replace(metrics=section.metric) if section.metric else spec
+    own = PERPLEXITIES if section.request in LIKELIHOODS else spec.metrics
+    spec = spec.replace(metrics=section.metric or own)
     metric = spec.metrics[0]
     return Entry(
         spec,
@@ -219,6 +224,8 @@ def _entry(spec: TaskSpec, section: EntrySection, split: str, limit: int | None)
         limit=limit,
         generation=section.generation.model_dump() if section.generation else {},
         normalise=section.normalise,
+        slices=section.slices,
+        cluster=section.cluster,
     )
 
 
