@@ -107,12 +107,13 @@ class TrainSection(Section):
 
     steps or epochs: one of them; neither = 3 epochs over all rows of all tasks. examples_per_step: over all
     tasks and ranks. max_tokens: padded tokens of one micro-batch. warmup: a share of the steps (< 1) or a
-    number of steps. max_norm: clipping norm. precision: auto = bf16 where it is faster. matmul: of float32
-    products, as torch calls it, auto = the faster one that is as exact. threads: of torch in each process,
-    None = its share of the cores. cache_trunk: keep what the frozen lower blocks compute for a row, on disk
-    in the run folder, so that later epochs skip them; their dropout is off then. bank_on_cpu: rows of single
-    tasks and their moments stay in main memory, only the live rows are on the device. checkpoint_every:
-    steps, None = only at the end.
+    number of steps. lr_of, steps_of: task -> a learning rate, and a number of steps after which it is drawn
+    no more, of its own; only where tasks share no trained parameter. max_norm: clipping norm. precision: auto
+    = bf16 where it is faster. matmul: of float32 products, as torch calls it, auto = the faster one that is
+    as exact. threads: of torch in each process, None = its share of the cores. cache_trunk: keep what the
+    frozen lower blocks compute for a row, on disk in the run folder, so that later epochs skip them; their
+    dropout is off then. bank_on_cpu: rows of single tasks and their moments stay in main memory, only the
+    live rows are on the device. checkpoint_every: steps, None = only at the end.
     """
 
     steps: int | None = Field(None, ge=1)
@@ -120,6 +121,8 @@ class TrainSection(Section):
     examples_per_step: int = Field(32, ge=1)
     max_tokens: int = Field(4096, ge=1)
     lr: float = Field(5e-4, gt=0)
+    lr_of: dict[str, Annotated[float, Field(gt=0)]] = {}
+    steps_of: dict[str, Annotated[int, Field(ge=1)]] = {}
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = Field(0.06, ge=0)
     weight_decay: float = Field(0.01, ge=0)
@@ -152,9 +155,10 @@ class EvalSection(Section):
     """Scores during and after training.
 
     every: steps between evaluations, None = only at the end. rows: at most so many per task while training.
-    split: which one. keep: the checkpoint with the best aggregate, or the last. patience: evaluations without
-    a better aggregate before training stops, None = never. final_split: scored at the end, on all rows, None
-    = the same as `split`.
+    split: which one. keep: the weights with the best aggregate, or the last. patience: evaluations without a
+    better aggregate before training stops, None = never. Where tasks share no trained parameter, both go by
+    each task's own score: each keeps its best weights and ends by itself. final_split: scored at the end, on
+    all rows, None = the same as `split`.
     """
 
     every: int | None = Field(None, ge=1)

@@ -123,9 +123,9 @@ def test_all_problems_come_at_once_and_the_rest_of_the_recipe_stands(tmp_path):
         "model.max_length: Input should be a valid integer (got '8').",
         "tasks.1: a task is a name, a path or a mapping, got 3.",
         "train.lr: Input should be greater than 0 (got -1).",
-        "train.stepz: no such key. Did you mean 'steps'? Known: bank_on_cpu, cache_trunk, "
-        "checkpoint_every, epochs, examples_per_step, lr, matmul, max_norm, max_tokens, precision, schedule, "
-        "steps, ... (15 in all).",
+        "train.stepz: no such key. Did you mean 'steps' or 'steps_of'? Known: bank_on_cpu, cache_trunk, "
+        "checkpoint_every, epochs, examples_per_step, lr, lr_of, matmul, max_norm, max_tokens, precision, "
+        "schedule, ... (17 in all).",
         "train.precision: Input should be 'auto', 'fp32' or 'bf16' (got 'fp64').",
         "eval: expected keys and values (got 7).",
     ])  # fmt: skip

@@ -1,14 +1,14 @@
 """The mixture: which rows of which tasks a step draws, and how they are cut into micro-batches.
 
-The plan of a step is a pure function of (seed, step, sizes, rates): every rank computes the same one,
-resuming needs no state, and the world size may change. The k-th example of a task is row perm(k mod n) of its
-(k div n)-th epoch, with a permutation keyed by (seed, name of the task, epoch), so a task's stream of rows
-does not depend on the other tasks.
+The plan of a step is a pure function of (seed, step, sizes, rates, and of which tasks end when): every rank
+computes the same one, resuming needs no state of its own, and the world size may change. The k-th example of
+a task is row perm(k mod n) of its (k div n)-th epoch, with a permutation keyed by (seed, name of the task,
+epoch), so a task's stream of rows does not depend on the other tasks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -20,7 +20,7 @@ from mtnlp.data.plan import Quota, StepPlan
 from mtnlp.data.shuffle import key_of, mixed, permuted
 from mtnlp.data.store import TokenStore
 from mtnlp.errors import DataError
-from mtnlp.samplers.base import Phase
+from mtnlp.samplers.base import Phase, without
 
 __all__ = ["Mixture", "StepPlan"]
 
@@ -38,6 +38,9 @@ class Mixture:
         pad_id: token id of padding.
         form: "encoder", "encoder-decoder" or "decoder".
         flat: lay micro-batches out as streams of tokens, for a network that runs them so.
+
+    Attributes:
+        over: the step from which on no task is left to draw; None = there is always one. See `end`.
 
     Raises:
         DataError: a task without rows.
@@ -64,12 +67,26 @@ class Mixture:
         self.names, self.stores, self.phases, self.seed = tuple(names), tuple(stores), tuple(phases), seed
         self.max_tokens, self.pad_id, self.form, self.flat = max_tokens, pad_id, form, flat
         self.sizes = np.array([len(store) for store in stores], np.int64)
+        self.examples_per_step, self.over = examples_per_step, None
         self._quota = Quota(phases, examples_per_step=examples_per_step, seed=seed)
         self._keys = np.array([key_of("rows", seed, name) for name in names], np.uint64)
+
+    def end(self, ends: Mapping[int, int]) -> None:
+        """Draw task t no more from step ends[t] on: the rates of the others grow (`samplers.base.without`).
+        Plans of earlier steps stay, and so does the order in which the others' rows come. Each call starts
+        from the sampler's rates: name all tasks that end."""
+        phases = without(self.phases, ends)
+        self.over = next((phase.start for phase in phases if not phase.rates.any()), None)
+        phases = [phase for phase in phases if phase.rates.any()]
+        self._quota = Quota(phases, examples_per_step=self.examples_per_step, seed=self.seed)
 
     def drawn(self, step: int) -> np.ndarray:
         """(T,) int64 examples of each task in the steps before `step`."""
         return self._quota.drawn(step)
+
+    def first(self, steps: int) -> np.ndarray:
+        """(T,) int64 the first of the steps 0..steps-1 that draws each task; -1 = none does."""
+        return self._quota.first(steps)
 
     def plan(self, step: int) -> StepPlan:
         """The rows of step `step` (0-based), the same on every rank."""
@@ -79,10 +96,13 @@ class Mixture:
         ends = np.cumsum(counts)
         task = np.repeat(live, counts)
         draw = np.arange(len(task)) + np.repeat(cursors - ends + counts, counts)
+        return StepPlan(step, tuple(live.tolist()), tuple(np.split(self.rows(task, draw), ends[:-1])))
+
+    def rows(self, task: np.ndarray, draw: np.ndarray) -> np.ndarray:
+        """(M,) int64 row numbers of the draws: of task[i] the one that follows draw[i] earlier ones."""
         sizes = self.sizes[task]
         keys = mixed(self._keys[task] + mixed((draw // sizes).astype(np.uint64)))
-        rows = permuted(draw % sizes, sizes, keys)
-        return StepPlan(step, tuple(live.tolist()), tuple(np.split(rows, ends[:-1])))
+        return permuted(draw % sizes, sizes, keys)
 
     def batches(
         self,

@@ -89,6 +89,23 @@ class Quota:
         self._latest = step, found
         return found
 
+    def first(self, steps: int) -> np.ndarray:
+        """(T,) int64 the first of the steps 0..steps-1 in which each task is drawn; -1 = in none.
+
+        Halving, for all tasks together: a stretch in which none is drawn for the first time costs nothing.
+        """
+        found = np.full(self.tasks, -1, np.int64)
+        todo = [(0, steps, np.flatnonzero(self.drawn(steps)))]
+        while todo:
+            low, high, among = todo.pop()
+            if high - low == 1:
+                found[among] = low
+            elif len(among):
+                middle = (low + high) // 2
+                early = self.drawn(middle)[among] > 0
+                todo += [(low, middle, among[early]), (middle, high, among[~early])]
+        return found
+
     def _phase(self, step: int) -> int:
         if not 0 <= step < ONE:
             raise MtnlpError(f"Step {step} is outside 0..{ONE - 1}, the steps that a plan exists for.")

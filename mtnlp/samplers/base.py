@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,27 @@ def normalised(weights: Sequence[float]) -> np.ndarray:
     if (rates < 0).any() or not rates.sum() > 0 or not np.isfinite(rates).all():
         raise MtnlpError(f"Sampling weights must be finite, >= 0 and not all zero; got {list(weights)}.")
     return rates / rates.sum()
+
+
+def without(phases: Sequence[Phase], ends: Mapping[int, int]) -> list[Phase]:
+    """The same rates for tasks that end before the run does: from step ends[t] >= 1 on, task t has rate 0 and
+    the others share what it had, in proportion to their own rates.
+
+    A stretch of which all tasks have ended takes the rates of the next one that has some left. Where none
+    follows, the rates are all 0: there is nothing left to draw.
+    """
+    starts = [phase.start for phase in phases]
+    found: list[Phase] = []
+    rates = np.zeros_like(phases[-1].rates)
+    for start in sorted({*starts, *ends.values()}, reverse=True):
+        own = phases[bisect_right(starts, start) - 1].rates
+        gone = [task for task, end in ends.items() if end <= start]
+        left = own.copy()
+        left[gone] = 0.0
+        if left.any():
+            rates = own if (left == own).all() else normalised(left)
+        found.append(Phase(start, rates))
+    return found[::-1]
 
 
 def per_task(values: Mapping[str, float], tasks: Sequence[str], option: str) -> list[float]:

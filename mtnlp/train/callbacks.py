@@ -1,8 +1,8 @@
 """What is done between steps: callbacks see the StepRecord of every step, in the order of their list.
 
-The aggregate that "best" and "early" go by is the arithmetic mean, over the tasks, of each task's main score
-(the first metric of its TaskSpec). Whoever scores sees to it that more is better: mtnlp.bench.evaluate turns
-an error e into 1 / (1 + e).
+The aggregate that "best" and "early" go by, where tasks share parameters, is the arithmetic mean, over the
+tasks, of each task's main score (the first metric of its TaskSpec). Whoever scores sees to it that more is
+better: mtnlp.bench.evaluate turns an error e into 1 / (1 + e).
 
 Whatever must survive a resume stands in `run.memory`, which checkpoints hold; so put Save behind Evaluate.
 """
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from mtnlp.train import checkpoint
+from mtnlp.train import apart, checkpoint
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mtnlp.train.loop import Run, StepRecord
 
 Callback = Callable[["StepRecord"], None]
+LAST = ("ledger",)  # kinds of lines that stand at the end of a run's metrics, once
 
 
 def aggregate(scores: Mapping[str, float]) -> float:
@@ -53,12 +54,15 @@ class Every:
 
 
 class Evaluate:
-    """Score the model, remember the best aggregate, keep the best weights, stop when it no longer improves.
+    """Score the model, keep the best weights, stop when they no longer improve.
+
+    Where tasks share parameters, the aggregate decides, for all of them: `memory["best"]` holds {step,
+    aggregate, scores} of the best evaluation so far. Where each has its own, each task is judged by its own
+    score: see mtnlp.train.apart.
 
     Args:
-        run: its `memory["best"]` holds {step, aggregate, scores} of the best evaluation so far.
         evaluate: () -> main score by task, greater is better; called on all ranks, rank 0's scores count.
-        best: file for the weights of the best evaluation (safetensors); None = do not keep them.
+        best: file for the best weights (safetensors); None = do not keep them.
         patience: stop after so many evaluations in a row without a new best; None = never.
         writer: where the scores are written.
     """
@@ -78,12 +82,17 @@ class Evaluate:
         from accelerate.utils import broadcast_object_list
 
         scores = broadcast_object_list([dict(self.evaluate())])[0]  # all ranks must decide alike
-        value = aggregate(scores)
         if self.writer:
-            self.writer.write("eval", step=record.step, scores=scores, aggregate=value)
+            self.writer.write("eval", step=record.step, scores=scores, aggregate=aggregate(scores))
+        if apart.are_apart(self.run.model):
+            apart.judge(self.run, scores, best=self.best, patience=self.patience)
+        else:
+            self._judge(record.step, scores, aggregate(scores))
+
+    def _judge(self, step: int, scores: Mapping[str, float], value: float) -> None:
         memory = self.run.memory
         if "best" not in memory or value > memory["best"]["aggregate"]:
-            memory["best"] = {"step": record.step, "aggregate": value, "scores": scores}
+            memory["best"] = {"step": step, "aggregate": value, "scores": scores}
             memory["since_best"] = 0
             if self.best:
                 checkpoint.save_weights(self.run, self.best)
@@ -311,14 +320,15 @@ class Tracker:
 
 
 def _drop_later(path: Path, step: int) -> None:
-    """Keep the whole lines of steps up to `step`."""
+    """Keep the whole lines of steps up to `step`, but for what was written at the end of the run."""
     if not path.exists():
         return
     kept = []
-    for line in path.read_text("utf-8").splitlines():
+    for text in path.read_text("utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            line = json.loads(text)
+            if line["step"] <= step and line["kind"] not in LAST:
+                kept.append(text + "\n")
         except (ValueError, KeyError):
             continue  # the line that was being written when the run was cut short
     part = path.with_name(path.name + ".part")

@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,6 +98,8 @@ def load(run: Run, path: Path) -> None:
     run.step, run.max_tokens, run.stopped = state["step"], state["max_tokens"], state["stopped"]
     run.memory.clear()
     run.memory.update(state["memory"])
+    if "ended" in run.memory:
+        run.finish({})
 
 
 def load_weights(run: Run, weights: Mapping[str, Tensor]) -> None:
@@ -108,16 +110,32 @@ def load_weights(run: Run, weights: Mapping[str, Tensor]) -> None:
     )
 
 
-def save_weights(run: Run, path: Path) -> None:
-    """Write what is trained to one safetensors file, whole or not at all; all ranks must call it."""
-    weights = _gathered(run.model.trainable_state())
+def save_weights(run: Run, path: Path, *, only: Collection[str] | None = None) -> None:
+    """Write what is trained to one safetensors file, whole or not at all; all ranks must call it.
+
+    Args:
+        only: tasks of which the parameters of their own are written; the rest stays as the file has it.
+    """
+    table = run.model.trainable_state()
+    if only is not None:
+        table = {name: table[name] for task in only for name in _own(run, task)}
+    weights = _gathered(table)
     if run.accelerator.is_main_process:
+        if only is not None:
+            weights = read_table(path, run.model.row_layout) | weights
         part = path.with_name(path.name + ".part")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_table(part, weights, run.model.row_layout)
         part.replace(path)
         _sync(path.parent)
     run.accelerator.wait_for_everyone()
+
+
+def _own(run: Run, task: str) -> list[str]:
+    """Names in `trainable_state` of what belongs to one task alone."""
+    head = run.model.head_parameters(run.tasks.index(task))
+    row = [f"bank/{task}"] if run.model.strategy.bank is not None else []
+    return [f"head/{task}/{name}" for name in head] + row
 
 
 def read_state(path: Path) -> dict:

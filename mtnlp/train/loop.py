@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,15 @@ class Run:
                 "uncertainty) or a strategy that shares parameters (full, lora)."
             )
         self.sharded = any(is_sharded(parameter) for parameter in self.model.parameters())
+
+    def finish(self, ends: Mapping[str, int]) -> None:
+        """Draw these tasks no more once ends[task] steps are done; the run ends when no task is left. It is
+        remembered over a resume, in memory["ended"]."""
+        ended = self.memory.setdefault("ended", {})
+        ended.update(ends)
+        self.mixture.end({self.tasks.index(task): step for task, step in ended.items()})
+        if self.mixture.over is not None:
+            self.steps = min(self.steps, self.mixture.over)
 
 
 @dataclass(frozen=True)

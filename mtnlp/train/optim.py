@@ -99,25 +99,36 @@ class Optimizer:
         self.names: dict[str, nn.Parameter] = {f"shared.{name}": p for name, p in self.shared.items()}
         for task, head in zip(model.tasks, self.heads):
             self.names |= {f"head.{task}.{name}": p for name, p in head.items()}
-        decayed = {id(p) for p in self.names.values() if p.ndim > 1}
+        self._decay = {p: weight_decay * (p.ndim > 1) for p in self.names.values()}
         self._balancer = [p for p in balancer.parameters() if p.requires_grad]
         self.names |= {f"balancer.{name}": p for name, p in balancer.named_parameters() if p.requires_grad}
-        # The fused kernel takes plain or sharded tensors, never both in one call: hence a group for each.
-        kinds = {p: (id(p) in decayed, is_sharded(p)) for p in self.names.values()}
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for parameter, kind in kinds.items():
-            groups.setdefault(kind, []).append(parameter)
-        self._group = {parameter: list(groups).index(kind) for parameter, kind in kinds.items()}
-        self.dense = torch.optim.AdamW(
-            [{"params": p, "weight_decay": weight_decay * decay} for (decay, _), p in groups.items()],
-            lr=schedule.lr, betas=betas, eps=eps, fused=all(p.device.type in FUSED_DEVICES for p in kinds),
-        ) if groups else None  # fmt: skip
+        self._options = {"betas": betas, "eps": eps}
+        self.set_own({})
         # Clipped here, together with the heads, hence without a norm of its own.
         self.rows = (
             RowAdamW(self.bank, lr=schedule.lr, betas=betas, eps=eps, weight_decay=weight_decay)
             if self.bank is not None
             else None
         )
+
+    def set_own(self, schedules: Mapping[int, Schedule]) -> None:
+        """Learning rates of single tasks, by index, in place of the common one; before the first step.
+
+        The fused kernel takes plain or sharded tensors, never both in one call, and its decay and learning
+        rate are numbers: hence a group for each.
+        """
+        self.own = dict(schedules)
+        pace = {p: schedule for task, schedule in self.own.items() for p in self.heads[task].values()}
+        kinds = {p: (self._decay.get(p, 0.0), is_sharded(p), pace.get(p)) for p in self.names.values()}
+        groups: dict[tuple[float, bool, Schedule | None], list[nn.Parameter]] = {}
+        for parameter, kind in kinds.items():
+            groups.setdefault(kind, []).append(parameter)
+        self._group = {parameter: list(groups).index(kind) for parameter, kind in kinds.items()}
+        self._paces = [schedule for _, _, schedule in groups]
+        self.dense = torch.optim.AdamW(
+            [{"params": p, "weight_decay": decay} for (decay, _, _), p in groups.items()],
+            lr=self.schedule.lr, fused=all(p.device.type in FUSED_DEVICES for p in kinds), **self._options,
+        ) if groups else None  # fmt: skip
 
     def private(self, live: Sequence[int]) -> list[Tensor]:
         """What belongs to the live tasks alone: their heads' parameters and the bank's leaf."""
@@ -148,7 +159,7 @@ class Optimizer:
         shrink([grad for grad, _ in pairs], [factor for _, factor in pairs])
 
     def step(self, step: int, live: Sequence[int] | None = None) -> float:
-        """Update whatever has a gradient, with the learning rate of `step`, which is returned.
+        """Update whatever has a gradient, with the learning rate of `step`; the common one is returned.
 
         Args:
             live: tasks whose heads may have one; None = all.
@@ -157,14 +168,17 @@ class Optimizer:
         if self.dense is not None:
             # AdamW walks over all parameters of its groups, in Python: they hold those with a gradient only.
             groups = self.dense.param_groups
-            for group in groups:
-                group["lr"], group["params"] = lr, []
+            for group, pace in zip(groups, self._paces, strict=True):
+                group["lr"], group["params"] = pace.lr_at(step) if pace else lr, []
             for parameter in self._trained(live):
                 if parameter.grad is not None:
                     groups[self._group[parameter]]["params"].append(parameter)
             self.dense.step()
         if self.rows is not None:
             self.rows.param_groups[0]["lr"] = lr
+            if self.own:  # a scale is of no use where the common rate is 0
+                own = {task: self.own[task].lr_at(step) for task in self.bank.live if task in self.own}
+                self.rows.param_groups[0] |= {"lr": 1.0, "lr_scale": dict.fromkeys(self.bank.live, lr) | own}
             self.rows.step()
         self.zero_grad(live)
         return lr

@@ -36,7 +36,8 @@ class RowAdamW(torch.optim.Optimizer):
 
     Args:
         bank: built.
-        lr: learning rate. lr_scale: (T,) what it is multiplied with for each task; None = 1.
+        lr: learning rate. lr_scale: (T,) what it is multiplied with for each task, also as a mapping that
+            holds at least the live ones; None = 1.
         weight_decay: decoupled; one number, or (T,) numbers.
         max_norm: each live row's gradient is clipped to it by the row's own norm; None = no clipping.
         fused: use torch's fused kernel; None = where the device has one.
@@ -52,7 +53,7 @@ class RowAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float | Sequence[float] = 0.01,
-        lr_scale: Sequence[float] | None = None,
+        lr_scale: Sequence[float] | Mapping[int, float] | None = None,
         max_norm: float | None = None,
         fused: bool | None = None,
     ) -> None:

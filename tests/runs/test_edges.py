@@ -80,13 +80,13 @@ def test_metrics_that_do_not_exist_or_do_not_fit_are_told_before_anything_is_wri
     assert "other: metrics: The metric rouge_l does not score classify tasks." in problems
 
 
-def test_the_last_line_of_metrics_is_the_evaluation_that_results_agree_with(backbone, tmp_path):
+def test_the_last_evaluation_in_the_metrics_is_the_one_that_results_agree_with(backbone, tmp_path):
     report = mtnlp.finetune(recipe(backbone), out=tmp_path / "run")
 
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert [line["kind"] for line in lines] == ["step", "step", "eval"]
-    assert lines[-1]["aggregate"] == pytest.approx(report.mean) == pytest.approx(results["mean"])
+    assert [line["kind"] for line in lines] == ["step", "step", "eval", "ledger"]
+    assert lines[-2]["aggregate"] == pytest.approx(report.mean) == pytest.approx(results["mean"])
 
 
 def test_a_task_without_validation_is_never_judged_on_test_while_it_trains(backbone, tmp_path):
@@ -145,7 +145,7 @@ def test_rows_in_memory_are_told_apart_but_not_kept(backbone, tmp_path):
     with pytest.raises(mtnlp.RecipeError, match="toy: its rows were given in memory"):
         mtnlp.finetune(run / "recipe.yaml", out=run, resume=True)
     with pytest.raises(
-        mtnlp.RecipeError, match=r"toy: its rows were given in memory.*mtnlp.load\(run\).predict"
+        mtnlp.RecipeError, match=r"toy: its rows are not in the folder.*mtnlp.load\(run\).predict"
     ):
         mtnlp.evaluate(run)
 

@@ -84,7 +84,7 @@ def test_the_aggregate_is_the_mean_of_the_tasks():
 
 
 def test_the_best_weights_are_kept_and_patience_ends_the_run(tiny, tmp_path):
-    run, held = tiny.make(total=10), {}
+    run, held = tiny.make(strategy="lora", total=10), {}
     scores = iter([0.1, 0.5, 0.3, 0.5, 0.4, 0.9])  # a tie is no improvement
 
     def evaluate():
@@ -111,12 +111,12 @@ def test_patience_goes_on_counting_after_a_resume(tiny, tmp_path):
     def evaluate():
         return {"topic": 1.0 / run.step}
 
-    run = tiny.make(total=10)
+    run = tiny.make(strategy="lora", total=10)
     watch, keep = Evaluate(run, evaluate, patience=3), Save(run, tmp_path)
     for record, _ in zip(steps(run), range(3), strict=False):
         watch(record)
         keep(record)
-    run = tiny.make(total=10)
+    run = tiny.make(strategy="lora", total=10)
     checkpoint.load(run, checkpoint.checkpoints(tmp_path)[-1])
 
     fit(run, [Evaluate(run, evaluate, patience=3)])

@@ -108,3 +108,16 @@ def test_a_sharded_checkpoint_goes_on_in_one_process(ranks, tiny):
         found = json.loads((ranks / f"predicted-{rank}.json").read_text())
         assert [len(part) for part in found] == [len(part) for part in values]
         assert [p["value"] for p in found[0]] == pytest.approx(values[0], abs=1e-4)
+
+
+def test_ranks_agree_on_which_tasks_ended_when_and_on_what_is_kept(ranks):
+    one, two = (json.loads((ranks / f"ended-{rank}.json").read_text()) for rank in (0, 1))
+    weights = [load_file(ranks / f"ended-{rank}.safetensors") for rank in (0, 1)]
+    kept = checkpoint.read_table(ranks / "best.safetensors")
+
+    assert one == two and one["step"] == 12
+    assert one["memory"]["ended"] == {"mood": 3}  # by the scores of the first rank
+    assert one["memory"]["kept"]["names"]["step"] == one["memory"]["kept"]["topic"]["step"] == 12
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
+    assert all(torch.equal(kept[name], weights[0][name]) for name in kept if "/mood" not in name)
+    assert not torch.equal(kept["bank/mood"], weights[0]["bank/mood"])

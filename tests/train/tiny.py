@@ -23,8 +23,9 @@ from mtnlp.models.multitask import MultitaskModel
 from mtnlp.samplers.base import Phase
 from mtnlp.tasks.spec import TaskSpec
 from mtnlp.train import checkpoint
+from mtnlp.train.callbacks import Evaluate
 from mtnlp.train.grads import place, whole
-from mtnlp.train.loop import Run, steps
+from mtnlp.train.loop import Run, fit, steps
 from mtnlp.train.optim import Optimizer, Schedule
 
 VOCABULARY, WIDTH = 50, 32
@@ -201,6 +202,20 @@ def asked_on_one_rank(folder: Path, rank: int) -> None:
     (folder / f"asked-{rank}.json").write_text(json.dumps([run.step, run.stopped]))
 
 
+def ended_on_ranks(folder: Path, rank: int) -> None:
+    """The ranks score differently; what ends when, and what is kept, must be the same on both."""
+    run = make(dropout=0.0, total=12)
+
+    def evaluate() -> dict[str, float]:
+        return {"topic": run.step, "mood": -run.step, "names": run.step * (-1 if rank else 1)}
+
+    best = folder / "best.safetensors"
+    fit(run, [Evaluate(run, evaluate, best=best, patience=2)])
+    found = {"memory": run.memory, "step": run.step, "after": run.mixture.plan(11).counts}
+    (folder / f"ended-{rank}.json").write_text(json.dumps(found))
+    save_file(weights(run), folder / f"ended-{rank}.safetensors")
+
+
 def sharded_resume(folder: Path, rank: int) -> None:
     """Save sharded weights in the middle of an epoch, load them into a new run, go on to the end."""
     half = make(**SHARDED["full"])
@@ -227,6 +242,7 @@ def main(folder: Path) -> None:
             save_file(end, folder / f"{name}-{rank}.safetensors")
         (sharded_resume if sharded == "true" else nan_on_one_rank)(folder, rank)
         asked_on_one_rank(folder, rank)
+        ended_on_ranks(folder, rank)
     torch.distributed.destroy_process_group()
 
 
