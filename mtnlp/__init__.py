@@ -94,19 +94,29 @@ def finetune(
     )
 
 
-def load(run: str | Path, *, trust_remote_code: bool = False) -> Model:
-    """The trained model of a run folder; `model.predict(rows, task=...)` answers that task's rows.
+def load(
+    run: str | Path,
+    *,
+    revision: str | None = None,
+    backbone: str | None = None,
+    trust_remote_code: bool = False,
+) -> Model:
+    """The trained model of a run or a bundle; `model.predict(rows, task=...)` answers that task's rows.
 
     Args:
-        run: the folder that `finetune` wrote.
+        run: the folder that `finetune` wrote; or a bundle: its folder, its address (s3:// ...), or owner/name
+            on the model hub.
+        revision: of a hub repository: a branch, a tag or a commit.
+        backbone: a folder or hub id to take in place of the backbone that a bundle names.
         trust_remote_code: let the backbone's repository run its own Python.
 
     Raises:
-        MtnlpError: no run folder, or one whose training has not finished.
+        MtnlpError: neither, a run whose training has not finished, a bundle that is not as it was published,
+            or another backbone than it was trained on.
     """
     from mtnlp.runs import saved
 
-    return saved.load(Path(run), trust_remote_code=trust_remote_code)
+    return saved.load(run, revision=revision, backbone=backbone, trust_remote_code=trust_remote_code)
 
 
 def evaluate(

@@ -8,6 +8,7 @@ line: keys given twice, tags that build Python objects, aliases that unfold into
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ import yaml
 from mtnlp.errors import MtnlpError
 
 MAX_NODES = 1_000_000  # values of one document with its aliases written out
+MAX_DEPTH = 1_000  # of brackets; PyYAML takes a minute to find out that 100,000 are too many
 
 _SCALARS = {  # tag: (pattern, first characters)
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -83,6 +85,8 @@ def load(text: str, where: object) -> Any:
     Raises:
         MtnlpError: not YAML, a repeated key, an unsafe tag, or too many aliases; names the line.
     """
+    if _depth(text) > MAX_DEPTH:
+        raise MtnlpError(f"{where}: nested too deeply.")
     try:
         loader = _Loader(text)
         try:
@@ -117,6 +121,12 @@ def read(path: Path) -> Any:
 def dump(value: Any) -> str:
     """YAML text of plain data, in its order; `load(dump(value))` is `value` again."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _depth(text: str) -> int:
+    """How many brackets are open at most, those inside of texts among them."""
+    opened = accumulate(1 if found in "[{" else -1 for found in re.findall(r"[\[{\]}]", text))
+    return max(opened, default=0)
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import tiny_tasks
+import transformers
 from few_rows import small, specs_of
 from pages import PAGES, ROOT, command_lines
 from tiny_hub import stand_in
@@ -28,6 +29,7 @@ from typer.main import get_command
 
 from mtnlp import config, strict_yaml
 from mtnlp.cli.main import app, main
+from mtnlp.hub import bundle
 from mtnlp.models import places
 from mtnlp.tasks.folders import TYPES
 from mtnlp.tasks.load import load
@@ -36,7 +38,8 @@ STEPS = 2
 LESS = [f"train.steps={STEPS}", "train.examples_per_step=8", "eval.every=1", "eval.rows=4"]
 MEASURED = (
     "adapters_batchsplit", "bootstrap", "encode_eval", "end_to_end", "eval_again", "generation",
-    "loop_overhead", "optimizer", "options", "overlap", "peak", "plan", "real_tasks", "step", "tables",
+    "hostile", "loop_overhead", "optimizer", "options", "overlap", "peak", "plan", "real_tasks", "step",
+    "tables",
 )  # fmt: skip
 ELSEWHERE = {  # how a line begins that is not run here -> what holds it
     "source .venv/bin/activate": "nothing of ours: venv writes that file, and here mtnlp is on the path",
@@ -44,6 +47,7 @@ ELSEWHERE = {  # how a line begins that is not run here -> what holds it
     "python -m pytest tests/proofs": "a part of this suite",
     "accelerate launch --multi_gpu": "proofs/test_processes.py launches it, `replicated`",
     "mtnlp eval runs/quickstart --suite": "runs/test_harness.py, since here tasks have fewer labels",
+    "mtnlp compare quickstart": "compare/test_compare.py compares smaller runs",
     "accelerate launch --use_fsdp": "proofs/test_processes.py launches it, `sharded`",
     **{f"python benchmarks/{name}.py": "test_benchmarks.py runs it with --quick" for name in MEASURED},
 }
@@ -162,8 +166,11 @@ def less(words: list[str]) -> list[str]:
     return [f"tasks={json.dumps([small(*task) for task in specs_of(recipe_of(given))])}", *LESS]
 
 
-def tasks_of(run: Path) -> dict[str, dict[str, Any]]:
-    return {task["name"]: task for task in json.loads((run / "tasks.json").read_text("utf-8"))}
+def tasks_of(run: str) -> dict[str, dict[str, Any]]:
+    """The tasks of a run folder or of a bundle."""
+    if bundle.is_bundle(Path(run)):
+        return {task["name"]: task["spec"] for task in bundle.read(Path(run)).tasks}
+    return {task["name"]: task for task in json.loads((Path(run) / "tasks.json").read_text("utf-8"))}
 
 
 def check_tells(given: dict[str, Any], typed: str, said: str) -> None:
@@ -195,7 +202,7 @@ def finetune_writes(given: dict[str, Any], typed: str, said: str) -> None:
 
 def eval_scores(given: dict[str, Any], typed: str, said: str) -> None:
     scored = re.findall(rf"^ *(\S+) +\w+ +{given['split']} +\d+ ", said, re.MULTILINE)
-    every = [name for run in given["targets"] for name in tasks_of(Path(run))]
+    every = [name for run in given["targets"] for name in tasks_of(run)]
 
     assert scored == (given["tasks"].split(",") if given["tasks"] else every)
     assert not given["compare"] or f"{given['targets'][1]} against {given['targets'][0]}" in said
@@ -210,6 +217,24 @@ def predict_answers(given: dict[str, Any], typed: str, said: str) -> None:
     for answer in answers:
         assert set(answer["scores"]) == set(tasks_of(given["run"])[given["task"]]["labels"])
         assert answer["score"] == answer["scores"][answer["label"]] == max(answer["scores"].values())
+
+
+def push_publishes(given: dict[str, Any], typed: str, said: str) -> None:
+    assert f"Pushed: {given['dest']}" in said
+    assert list(tasks_of(given["dest"])) == list(tasks_of(given["run"]))
+
+
+def pull_fetches(given: dict[str, Any], typed: str, said: str) -> None:
+    names = list(tasks_of(str(given["out"])))
+    assert names == list(tasks_of(given["source"]))
+    assert [line.split()[0] for line in said.splitlines()[: len(names)]] == names
+
+
+def export_merges(given: dict[str, Any], typed: str, said: str) -> None:
+    auto = re.search(r"transformers\.(\w+)", said)[1]
+    model = getattr(transformers, auto).from_pretrained(given["out"])
+    labels = tasks_of(given["run"])[given["merge"]]["labels"]
+    assert list(model.config.id2label.values()) == labels
 
 
 def list_names(given: dict[str, Any], typed: str, said: str) -> None:
@@ -238,7 +263,8 @@ def startup_measures(said: str) -> None:
 
 CHECKS = {
     "check": check_tells, "finetune": finetune_writes, "eval": eval_scores, "predict": predict_answers,
-    "list": list_names, "show": show_renders,
+    "list": list_names, "show": show_renders, "push": push_publishes, "pull": pull_fetches,
+    "export": export_merges,
 }  # fmt: skip
 
 

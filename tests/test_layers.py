@@ -15,7 +15,7 @@ FLOORS = {
     "strategies": 3, "balancers": 3, "heads": 3,
     "models": 4,
     "train": 5, "bench": 5,
-    "resolve": 6,
+    "resolve": 6, "hub": 6, "compare": 6,
     "assemble": 7,
     "runs": 8,
     "cli": 9,

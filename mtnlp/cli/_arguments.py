@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +13,13 @@ OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(help="Keys of the recipe to change, such as train.lr=1e-4.", metavar="[key=value]..."),
 ]
-RunArgument = Annotated[Path, typer.Argument(help="A run folder that `mtnlp finetune` wrote.", metavar="RUN")]
+RunArgument = Annotated[
+    str, typer.Argument(help="A run folder, or a bundle: folder, address, or owner/name.", metavar="RUN")
+]
+BackboneOption = Annotated[
+    str | None,
+    typer.Option(help="Folder or hub id of a bundle's backbone, where the bundle's own is not here."),
+]
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let the backbone's repository run its own Python.")
 ]

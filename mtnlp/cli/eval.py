@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mtnlp.cli._arguments import TrustOption
+from mtnlp.cli._arguments import BackboneOption, TrustOption
 
 SuiteOption = Annotated[
     str | None,
@@ -39,7 +39,9 @@ OutOption = Annotated[
 def evaluate(
     targets: Annotated[
         list[str],
-        typer.Argument(help="Run folders, or models that write text: folder or hub id.", metavar="TARGET..."),
+        typer.Argument(
+            help="Run folders, bundles, or models: folder, address or hub id.", metavar="TARGET..."
+        ),
     ],
     suite: SuiteOption = None,
     adapter: AdapterOption = None,
@@ -50,6 +52,7 @@ def evaluate(
     compare: CompareOption = False,
     overlap: OverlapOption = False,
     out: OutOption = None,
+    backbone: BackboneOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Score runs and models on their own tasks or on a suite. What was answered before is not asked again."""
@@ -68,6 +71,7 @@ def evaluate(
         root=root,
         compare=compare,
         overlap=overlap,
+        backbone=backbone,
         trust_remote_code=trust_remote_code,
         progress=lambda line: typer.echo(line, err=True) if ranks.rank() == 0 else None,
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtnlp.cli._arguments import RunArgument, TrustOption
+from mtnlp.cli._arguments import BackboneOption, RunArgument, TrustOption
 from mtnlp.errors import DataError, shown
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def predict(
         str | None, typer.Option(help="Which of its tasks. May be left out if there is one.")
     ] = None,
     input: Annotated[Path | None, typer.Option(help="Read this file instead of standard input.")] = None,
+    backbone: BackboneOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Answer rows of text or JSONL; writes JSONL.
@@ -37,7 +38,7 @@ def predict(
     with _opened(input) as lines:
         from mtnlp.runs import saved
 
-        model = saved.load(run, trust_remote_code=trust_remote_code)
+        model = saved.load(run, backbone=backbone, trust_remote_code=trust_remote_code)
         spec = model.tasks[model.chosen(task)]
         if input is None and sys.stdin.isatty():
             typer.echo("Reading from the keyboard; end with Ctrl-D.", err=True)

@@ -22,7 +22,7 @@ def reachable() -> bool:
     from huggingface_hub import constants
 
     place = urlsplit(constants.ENDPOINT)
-    if getproxies():
+    if {"http", "https", "all"} & getproxies().keys():
         return True
     try:
         port = place.port or {"http": 80}.get(place.scheme, 443)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtnlp import metrics
 from mtnlp.bench import axes, groups, statistics
@@ -23,15 +24,26 @@ from mtnlp.bench.shots import Pool, document
 from mtnlp.bench.suites import Entry, Suite
 from mtnlp.data.kept import cache_dir
 from mtnlp.data.task_data import TaskData
-from mtnlp.errors import DataError, MtnlpError
-from mtnlp.runs import saved, scoring, search, session
+from mtnlp.errors import MtnlpError
+from mtnlp.runs import asked, saved, scoring, search, session
 from mtnlp.runs.scoring import Judged
 from mtnlp.runs.targets import RunTarget, Target
 from mtnlp.tasks.answers import options
 from mtnlp.tasks.spec import Example, Template
 
-SHOWN = 3  # bad rows that a note quotes
+if TYPE_CHECKING:
+    from mtnlp.bench.predict import Predictor
+    from mtnlp.bench.similar import Similarity
+
 POOL = 10_000  # rows that solved examples are drawn from, at most
+WRITES = ("a model that writes text", ("encoder-decoder", "decoder"))
+NEEDS = {  # request -> what it needs, and the forms of networks that have it
+    "head": ("an encoder with a head", ("encoder",)),
+    "options": WRITES,
+    "generate": WRITES,
+    "likelihood": WRITES,
+    "text": ("a decoder", ("decoder",)),
+}
 
 
 @dataclass
@@ -93,11 +105,13 @@ def evaluate_own(
     """
     opened = {data.spec.name: data for data in saved.open_tasks(target, tasks, split, limit)}
     entries = tuple(Entry(data.spec, split, data.spec.metrics[0], limit=limit) for data in opened.values())
-    return evaluate(target, Suite("own tasks", 1, "", entries, (), target.folder.path), opened=opened, **more)
+    return evaluate(target, Suite("own tasks", 1, "", entries, (), target.found.where), opened=opened, **more)
 
 
 def _opened(target: Target, entry: Entry) -> TaskData:
     spec = target.spec(entry.spec)
+    if entry.request == "text" and spec.kind == "generate":  # the target is not read, and need not be there
+        spec = spec.replace(fields={**spec.fields, "target": spec.fields.get("text", "text")})
     return TaskData.open(spec if entry.shots is None else spec.replace(shots=0))
 
 
@@ -106,24 +120,65 @@ def _entry(
 ) -> list[Judged]:
     """One task with each of its templates, for all models of a target."""
     target.check(data.spec)
-    places, examples, faults = _readable(data, entry.split, entry.limit)
+    rows = asked.read(data, entry)
     samples = Samples(cache_dir() / "answers" / f"{target.digest(target.models[0])}.jsonl")
-    found, drawn = [], _drawn(data, entry, examples)
+    found, drawn = [], _drawn(data, entry, rows.examples)
     for template in entry.templates or (None,):
         questions = Questions(
-            data.spec, examples, template, session.shots_of(data.spec), entry.request, drawn, entry.generation
+            data.spec,
+            rows.examples,
+            template,
+            session.shots_of(data.spec),
+            entry.request,
+            drawn,
+            entry.generation,
         )
-        asked = {
+        questioned = {
             model: Asked(target.index(model, data.spec), target.digest(model), questions)
             for model in target.models
         }
-        progress(" ".join(filter(None, (data.spec.name, template))) + f": {len(examples):,} rows")
-        answers = ask(lambda: target.predictor, samples, asked)
+        progress(" ".join(filter(None, (data.spec.name, template))) + f": {len(rows.examples):,} rows")
+        answers = _answers(target, entry, samples, questioned)
         if entry.normalise != "auto":
-            answers = _normalised(target, entry, samples, asked, answers)
+            answers = _normalised(target, entry, samples, questioned, answers)
         for model, own in answers.items():
-            found.append(scoring.judged(data, entry, questions, places, own, model, faults, resamples))
+            found.append(scoring.judged(data, entry, questions, rows, own, model, resamples))
     return found
+
+
+def _answers(
+    target: Target, entry: Entry, samples: Samples, questioned: Mapping[str, Asked]
+) -> dict[str, Answers]:
+    if entry.request != "embed":
+        return ask(lambda: _predictor(target, entry.request), samples, questioned)
+    found: dict[str, Answers] = {}
+    for model, one in questioned.items():  # one by one: each has vectors of its own
+        found |= ask(partial(_similarity, target, one.index), samples, {model: one})
+    return found
+
+
+def _predictor(target: Target, request: str) -> Predictor:
+    """What a target answers by. MtnlpError if it cannot be asked so."""
+    found = target.predictor
+    needed, forms = NEEDS.get(request, ("", ()))
+    form = "encoder without a head" if hasattr(found, "embedder") else found.encoder.form
+    if needed and form not in forms:
+        raise MtnlpError(f"request: {request} needs {needed}, and {target.name} is an {form}; use auto.")
+    return found
+
+
+def _similarity(target: Target, index: int) -> Similarity:
+    """What compares texts by the vectors of a target, those of one of its adapters where it has several."""
+    from mtnlp.bench.similar import Similarity
+    from mtnlp.models.embedding import Embedder
+
+    found = target.predictor
+    if isinstance(found, Similarity):
+        return found
+    model = getattr(found, "model", None)
+    if model is None:
+        raise MtnlpError(f"request: embed: {target.name} answers by a classification head; use auto.")
+    return Similarity(Embedder(model, task=model.tasks[index]))
 
 
 def _drawn(data: TaskData, entry: Entry, examples: Sequence[Example]) -> dict[str, tuple[Example, ...]]:
@@ -136,16 +191,22 @@ def _drawn(data: TaskData, entry: Entry, examples: Sequence[Example]) -> dict[st
 
 
 def _normalised(
-    target: Target, entry: Entry, samples: Samples, asked: Mapping[str, Asked], answers: dict[str, Answers]
+    target: Target,
+    entry: Entry,
+    samples: Samples,
+    questioned: Mapping[str, Asked],
+    answers: dict[str, Answers],
 ) -> dict[str, Answers]:
     """The answers by the entry's way of comparing options; those of a head have no likelihoods to compare."""
     alone: dict[str, Answers] = {}
     if entry.normalise == "pmi":
-        bare = {model: replace(one, questions=_without_prompt(one.questions)) for model, one in asked.items()}
-        alone = ask(lambda: target.predictor, samples, bare)
+        bare = {
+            model: replace(one, questions=_without_prompt(one.questions)) for model, one in questioned.items()
+        }
+        alone = _answers(target, entry, samples, bare)
     found = {}
     for model, own in answers.items():
-        spec, examples = asked[model].questions.spec, asked[model].questions.examples
+        spec, examples = questioned[model].questions.spec, questioned[model].questions.examples
         found[model] = [
             preferred(answer, entry.normalise, options(spec, example), bare)
             if "logprobs" in answer
@@ -159,30 +220,6 @@ def _without_prompt(questions: Questions) -> Questions:
     templates = questions.spec.templates
     target = next(iter(templates.values())).target if templates else Template("").target
     return replace(questions, template=Template("", target), shots=(), drawn={})
-
-
-def _readable(data: TaskData, split: str, limit: int | None) -> tuple[list[str], list[Example], list[str]]:
-    """Where the rows of a split are, the rows, and a note on those that cannot be used."""
-    rows = session._chosen(data, split, limit)
-    places, examples, bad = [], [], []
-    for i, row in session._each(rows):
-        try:
-            if isinstance(row, DataError):
-                raise row
-            found = session.read_example(data.spec, rows, i, row)
-            if not all(text.strip() for text in found.inputs.get("choices", ())):
-                raise DataError("choices: one of them is empty.")
-            examples.append(found)
-            places.append(rows.where(i))
-        except DataError as error:
-            place, text = rows.where(i), str(error)
-            bad.append(text if text.startswith(place) else f"{place}: {text}")
-    if not examples:
-        first = f" {bad[0]}" if bad else ""
-        raise MtnlpError(f"none of the {len(rows):,} rows of {split} can be used.{first}")
-    more = f" (and {len(bad) - SHOWN} more)" if len(bad) > SHOWN else ""
-    notes = [f"{len(bad)} of {len(rows):,} rows left out: {' '.join(bad[:SHOWN])}{more}"] if bad else []
-    return places, examples, notes
 
 
 def _groups(suite: Suite, scores: Sequence[TaskScore]) -> tuple[GroupScore, ...]:

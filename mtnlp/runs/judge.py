@@ -13,8 +13,8 @@ from mtnlp.bench.comparison import Comparison
 from mtnlp.errors import MtnlpError
 from mtnlp.metrics.text import same_text
 from mtnlp.runs import harness, leaks, targets
-from mtnlp.runs.folder import RunFolder
 from mtnlp.runs.harness import Evaluation, Judged
+from mtnlp.runs.targets import RunTarget
 
 SHOWN = 3  # wrong answers of a task on the page
 
@@ -53,6 +53,7 @@ def judge(
     root: Path | None = None,
     compare: bool = False,
     overlap: bool = False,
+    backbone: str | None = None,
     trust_remote_code: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Verdict:
@@ -64,13 +65,16 @@ def judge(
     asked = None
     if suite is not None:
         asked = suites.load(suite, tasks=tasks, split=split, limit=limit, root=root)
-    for name in () if asked else names:
-        if not RunFolder(Path(name).expanduser()).holds_run():
+    opened = [
+        targets.open_target(name, adapters, backbone=backbone, trust_remote_code=trust_remote_code)
+        for name in names
+    ]
+    for target in () if asked else opened:
+        if not isinstance(target, RunTarget):
             raise MtnlpError(
-                f"{name} is not a run folder, so it has no tasks of its own: name a --suite. "
+                f"{target.name} is not a run folder, so it has no tasks of its own: name a --suite. "
                 f"Known: {', '.join(suites.names())}; a YAML file or a folder of tasks will do too."
             )
-    opened = [targets.open_target(name, adapters, trust_remote_code=trust_remote_code) for name in names]
     found = []
     for target in opened:
         if asked is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -13,9 +12,10 @@ from mtnlp import assemble
 from mtnlp.bench.questions import Questions
 from mtnlp.config import Recipe
 from mtnlp.errors import DataError, MtnlpError, RecipeError, did_you_mean, shown
-from mtnlp.resolve import load_imports, named_tasks
-from mtnlp.runs.folder import RunFolder
+from mtnlp.resolve import named_tasks
+from mtnlp.runs import trained
 from mtnlp.runs.session import bad_rows, shots_of
+from mtnlp.runs.trained import Trained
 from mtnlp.tasks.examples import check_columns, example
 from mtnlp.tasks.spec import Example, TaskSpec
 
@@ -91,40 +91,33 @@ class Model:
         return _chosen(self.tasks, task)
 
 
-def load(run: Path | str, *, trust_remote_code: bool = False) -> Model:
-    """The model of a run folder.
+def load(
+    run: Path | str,
+    *,
+    revision: str | None = None,
+    backbone: str | None = None,
+    trust_remote_code: bool = False,
+) -> Model:
+    """The model of a run folder or of a bundle.
 
     Raises:
-        MtnlpError: no run folder, an unfinished or damaged one.
+        MtnlpError: neither; an unfinished run, a damaged bundle, another backbone than it was trained on.
     """
-    return _live(_finished(run), trust_remote_code=trust_remote_code)
+    found = trained.find(run, revision=revision, backbone=backbone)
+    return live(found, trust_remote_code=trust_remote_code)
 
 
-def _finished(run: Path | str) -> tuple[RunFolder, Recipe, tuple[TaskSpec, ...]]:
-    """A run folder, its recipe, with what that imports, and its tasks. MtnlpError if it is unfinished."""
-    folder = RunFolder(Path(run))
-    recipe, specs = folder.read_recipe(), folder.read_specs()
-    for path in (folder.results, folder.weights):  # weights are kept at every best evaluation
-        if not path.exists():
-            again = shlex.join(["mtnlp", "finetune", str(folder.recipe), "--out", str(run), "--resume"])
-            raise MtnlpError(
-                f"{run} holds no {path.name}: its training has not finished. Go on with `{again}`."
-            )
-    if problems := load_imports(recipe):
-        raise RecipeError(folder.recipe, problems)
-    return folder, recipe, specs
-
-
-def _live(found: tuple[RunFolder, Recipe, tuple[TaskSpec, ...]], *, trust_remote_code: bool) -> Model:
-    from mtnlp.train.checkpoint import read_table  # with torch: what is wrong before is told in no time
-
-    folder, recipe, specs = found
+def live(found: Trained, *, trust_remote_code: bool = False) -> Model:
+    """The model that was found, loaded."""
+    found.require(trust_remote_code=trust_remote_code)
+    recipe, specs = found.recipe, found.specs
     recipe, _ = assemble.settle(recipe)  # early runs did not keep what was chosen
     accelerator = assemble.build_accelerator(recipe)
     backbone = assemble.build_backbone(recipe, trust_remote_code=trust_remote_code)
+    found.check(backbone)
     encoder = assemble.encoder_for(recipe, backbone.tokenizer, backbone.family)
     model = assemble.build_model(recipe, specs, backbone)
-    model.load_trainable_state(read_table(folder.weights, model.row_layout))
+    found.fill(model)
     model.to(accelerator.device)
     predictor = assemble.build_predictor(recipe, model, encoder, accelerator)
     return Model(recipe, {spec.name: spec for spec in specs}, predictor)
@@ -147,7 +140,7 @@ def evaluate_run(
         raise MtnlpError(f"limit: expected at least 1 row, got {limit}. Leave it out for all rows.")
     from mtnlp.runs import harness, targets
 
-    target = targets.RunTarget(Path(run), trust_remote_code=trust_remote_code)
+    target = targets.RunTarget(trained.find(run), trust_remote_code=trust_remote_code)
     return harness.evaluate_own(target, tasks, split, limit).report
 
 
@@ -159,7 +152,7 @@ def open_tasks(
     Raises:
         MtnlpError: unknown task; no such split; rows that lived in memory, or cannot be used.
     """
-    return _opened_all(target.recipe, _wanted(target.tasks, tasks), split, limit, where=target.folder.path)
+    return _opened_all(target.recipe, _wanted(target.tasks, tasks), split, limit, where=target.found.where)
 
 
 def _wanted(tasks: Mapping[str, TaskSpec], names: str | Sequence[str] | None) -> list[TaskSpec]:
@@ -217,8 +210,8 @@ def _opened(spec: TaskSpec, recipe: Recipe) -> TaskData:
         if found.name == spec.name:
             return TaskData.open(spec.replace(source=found.source))
     raise MtnlpError(
-        f"{spec.name}: its rows were given in memory and are not in the run folder. Use "
-        "mtnlp.load(run).predict on rows instead."
+        f"{spec.name}: its rows are not in the folder (they were given in memory, or it is a bundle). Name a "
+        "--suite that has them, or use mtnlp.load(run).predict on rows."
     )
 
 

@@ -18,20 +18,31 @@ from typing import TYPE_CHECKING, Any
 from mtnlp import assemble
 from mtnlp.bench import labels
 from mtnlp.bench.samples import key_of
+from mtnlp.config import ALIASES
 from mtnlp.errors import MtnlpError, did_you_mean, shown
+from mtnlp.hub import bundle, stores
 from mtnlp.models.places import content_of, digest_of, folder_of
-from mtnlp.runs import plain
+from mtnlp.runs import plain, trained
 from mtnlp.runs.folder import RunFolder
+from mtnlp.runs.trained import Trained
 from mtnlp.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
     from mtnlp.bench.predict import Predictor
-    from mtnlp.models.embedding import Embedder
 
 LONGEST = 2048  # tokens of a prompt, where the model itself sets no lower limit
 ANSWER = 256  # tokens of an answer
 LIBRARIES = ("torch", "transformers", "tokenizers")
-CODE = ("bench/predict.py", "data", "heads", "models", "strategies", "tasks/templates.py", "tasks/answers.py")
+CODE = (
+    "bench/predict.py",
+    "bench/similar.py",
+    "data",
+    "heads",
+    "models",
+    "strategies",
+    "tasks/templates.py",
+    "tasks/answers.py",
+)
 
 
 @cache
@@ -81,40 +92,26 @@ class Target(ABC):
         """Loaded when first asked for."""
         return self._load()
 
-    @property
-    def embedder(self) -> Embedder:
-        """What makes vectors of texts, for retrieval.
-
-        Raises:
-            MtnlpError: a run of several tasks, whose adapters make different ones.
-        """
-        from mtnlp.models.embedding import Embedder
-
-        found = getattr(self.predictor, "embedder", None)
-        return found or Embedder(self.predictor.model)
-
     @abstractmethod
     def _load(self) -> Predictor: ...
 
 
 class RunTarget(Target):
-    """A finished run: its tasks by their own heads or adapters; others too where all share one text model."""
+    """A finished run, or a bundle: its tasks by their own heads or adapters; others too where all share one
+    text model."""
 
-    def __init__(self, path: Path, *, trust_remote_code: bool = False) -> None:
-        from mtnlp.runs import saved
-
-        self.name, self.models, self.trust = str(path), ("",), trust_remote_code
-        self._found = self.folder, self.recipe, specs = saved._finished(path)
-        self.tasks = {spec.name: spec for spec in specs}
+    def __init__(self, found: Trained, *, trust_remote_code: bool = False) -> None:
+        self.name, self.models, self.trust = found.name, ("",), trust_remote_code
+        self.found, self.recipe = found, found.recipe
+        self.tasks = {spec.name: spec for spec in found.specs}
         self.about = {"backbone": self.recipe.model.backbone, "strategy": self.recipe.model.strategy.name}
 
     @cached_property
     def _digest(self) -> str:
         model, train = self.recipe.model, self.recipe.train
         folder = folder_of(model.backbone, model.revision)
-        parts = [content_of(path).hex() for path in (self.folder.weights, self.folder.tasks)]
         settings = [model.model_dump(), train.precision, train.matmul, train.max_tokens]
-        return key_of(code_version(), parts, settings, folder and digest_of(folder))
+        return key_of(code_version(), self.found.parts, settings, folder and digest_of(folder))
 
     def digest(self, model: str) -> str:
         return self._digest
@@ -142,7 +139,7 @@ class RunTarget(Target):
     def _load(self) -> Predictor:
         from mtnlp.runs import saved
 
-        return saved._live(self._found, trust_remote_code=self.trust).predictor
+        return saved.live(self.found, trust_remote_code=self.trust).predictor
 
 
 class ModelTarget(Target):
@@ -212,21 +209,29 @@ def open_target(
     adapters: Sequence[str] = (),
     *,
     revision: str | None = None,
+    backbone: str | None = None,
     trust_remote_code: bool = False,
 ) -> Target:
-    """A run folder, or a model: folder, alias or hub id.
+    """A run folder, a bundle by its folder or address, or a model: folder, alias or hub id.
+
+    Args:
+        backbone: a folder or hub id to take in place of the one that a bundle names.
 
     Raises:
         MtnlpError: nothing of that name, or a run that is not finished.
     """
     path = Path(name).expanduser()
-    if RunFolder(path).holds_run():
+    if (found := _trained(name, path, revision, backbone)) is not None:
         if adapters:
-            raise MtnlpError("--adapter goes with a plain model; a run folder has adapters of its own.")
-        return RunTarget(path, trust_remote_code=trust_remote_code)
+            raise MtnlpError("--adapter goes with a plain model; this target has adapters of its own.")
+        target = RunTarget(found, trust_remote_code=trust_remote_code)
+        if folder_of(found.recipe.model.backbone, found.recipe.model.revision) is None:
+            _ = target.predictor  # downloads its backbone, or says that there is none
+        return target
     if path.is_dir() and not (path / "config.json").exists():
         raise MtnlpError(
-            f"{name} is neither a run folder (no recipe.yaml and tasks.json) nor a model (no config.json)."
+            f"{name} is neither a run folder (no recipe.yaml and tasks.json), nor a bundle (no "
+            f"{bundle.MANIFEST}), nor a model (no config.json)."
         )
     folder = folder_of(name, revision)
     config = _config(folder) if folder else {}
@@ -238,6 +243,21 @@ def open_target(
     if folder is None:
         _ = target.predictor  # downloads it, or says that there is no such model, before anything is asked
     return target
+
+
+def _trained(name: str, path: Path, revision: str | None, backbone: str | None) -> Trained | None:
+    """What was trained by mtnlp; None = a plain model, or nothing."""
+    if RunFolder(path).holds_run() or bundle.is_bundle(path) or "://" in name:
+        return trained.find(name, revision=revision, backbone=backbone)
+    if path.is_dir() or name in ALIASES or not stores.is_address(name):
+        return None
+    there = folder_of(name, revision)
+    if there is not None and not bundle.is_bundle(there):
+        return None
+    try:
+        return trained.find(name, revision=revision, backbone=backbone)
+    except trained.NoBundle:
+        return None
 
 
 def _config(folder: Path) -> dict[str, Any]:

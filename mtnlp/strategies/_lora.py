@@ -359,3 +359,23 @@ class PeftFormat:
             tensors[f"{key}.lora_A.weight"] = down.detach().float().cpu().clone()
             tensors[f"{key}.lora_B.weight"] = up.detach().float().cpu().t().contiguous()
         return dict(self.config), tensors
+
+    def pairs(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """The inverse: layer name -> (down (R, I), up (R, O)), of tensors in peft's names.
+
+        Raises:
+            MtnlpError: tensors that are missing, belong to no adapted layer, or are no matrices.
+        """
+        found = {}
+        for name in self.config["target_modules"]:
+            keys = [f"base_model.model.{name}.lora_{part}.weight" for part in "AB"]
+            if missing := [key for key in keys if key not in tensors]:
+                raise MtnlpError(f"{missing[0]} is missing.")
+            if odd := [key for key in keys if tensors[key].ndim != 2]:
+                raise MtnlpError(f"{odd[0]} is {tuple(tensors[odd[0]].shape)}, which is no matrix.")
+            found[name] = tensors[keys[0]], tensors[keys[1]].t()
+        if more := sorted(
+            set(tensors) - {f"base_model.model.{name}.lora_{part}.weight" for name in found for part in "AB"}
+        ):
+            raise MtnlpError(f"{more[0]} belongs to no layer that is adapted.")
+        return found

@@ -7,7 +7,7 @@ length, Lt the padded length of text targets, P parameters of one task's row in 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -179,6 +179,14 @@ class Strategy(nn.Module, ABC):
         """What `task` learned in peft's LoRA file format: (adapter_config.json, tensors by name). None = it
         has no form that peft knows."""
         return None
+
+    def adopt(self, task: str, tensors: Mapping[str, Tensor]) -> None:
+        """Put what `export` gave into the task's own row, bit for bit.
+
+        Raises:
+            MtnlpError: names or shapes that are not those of this strategy on this backbone.
+        """
+        raise NotImplementedError
 
 
 def freeze(backbone: Backbone) -> None:

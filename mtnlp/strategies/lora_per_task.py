@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mtnlp import strategies
-from mtnlp.errors import did_you_mean, shown
+from mtnlp.errors import MtnlpError, did_you_mean, shown
 from mtnlp.strategies._bank import Bank
 from mtnlp.strategies._checks import check_own, check_rank
 from mtnlp.strategies._lora import PeftFormat, TaskLora, check_lora, find_targets, replace
@@ -87,3 +87,13 @@ class LoraPerTask(Strategy):
         pairs = {name: (pieces[f"{name}.down"][:rank], pieces[f"{name}.up"][:rank]) for name in self._names}
         config, tensors = self._peft(pairs)
         return {**config, "r": rank, "lora_alpha": alpha}, tensors
+
+    def adopt(self, task: str, tensors: Mapping[str, Tensor]) -> None:
+        index, rank, _ = self._own[task]
+        pieces = self.bank.named(index)
+        for name, pair in self._peft.pairs(tensors).items():
+            for part, value in zip(("down", "up"), pair, strict=True):
+                own = pieces[f"{name}.{part}"][:rank]
+                if own.shape != value.shape:
+                    raise MtnlpError(f"{name}: {part} is {tuple(value.shape)}, expected {tuple(own.shape)}.")
+                own.copy_(value)

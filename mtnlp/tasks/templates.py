@@ -132,17 +132,17 @@ def problem(kind: str, template: Template) -> str | None:
 
 
 def _missing(text: str, names: Iterable[str]) -> str | None:
-    """The filter, function or test that minijinja does not have; found by a trial, as it looks them up when
-    it runs."""
+    """The filter, function, test, method or attribute that minijinja does not have, or that a template never
+    ends; found by a trial, as it looks them up when it runs."""
     from minijinja import TemplateError
 
     lists = {"choices", "tokens", "options"}
     try:
         _environment().render_template(
-            _named(text), **{name: ["x", "y"] if name in lists else "x" for name in names}
+            _named(text), **{name: ["x"] * 26 if name in lists else "x" for name in names}
         )
     except TemplateError as error:
-        if str(getattr(error, "kind", "")).startswith("Unknown"):
+        if str(getattr(error, "kind", "")).startswith(("Unknown", "Undefined", "OutOfFuel")):
             return _reason(error)
     except (DataError, TypeError, ValueError):
         pass  # a filter that refuses the trial's values

@@ -1,0 +1,1 @@
+"""Bundles and the places they go to and come from: folders, hub repositories, whatever fsspec reaches."""
