@@ -65,16 +65,16 @@ def judge(
     asked = None
     if suite is not None:
         asked = suites.load(suite, tasks=tasks, split=split, limit=limit, root=root)
+    for name in () if asked else names:
+        if not targets.may_have_tasks(name):
+            raise _no_tasks(name)
     opened = [
         targets.open_target(name, adapters, backbone=backbone, trust_remote_code=trust_remote_code)
         for name in names
     ]
     for target in () if asked else opened:
         if not isinstance(target, RunTarget):
-            raise MtnlpError(
-                f"{target.name} is not a run folder, so it has no tasks of its own: name a --suite. "
-                f"Known: {', '.join(suites.names())}; a YAML file or a folder of tasks will do too."
-            )
+            raise _no_tasks(target.name)
     found = []
     for target in opened:
         if asked is not None:
@@ -85,6 +85,13 @@ def judge(
         for target, evaluation in zip(opened, found, strict=True):
             _look(target, evaluation)
     return Verdict(tuple(found), tuple(_compared(found)) if compare else ())
+
+
+def _no_tasks(name: str) -> MtnlpError:
+    return MtnlpError(
+        f"{name} is not a run folder, so it has no tasks of its own: name a --suite. "
+        f"Known: {', '.join(suites.names())}; a YAML file or a folder of tasks will do too."
+    )
 
 
 def _look(target: targets.Target, evaluation: Evaluation) -> None:

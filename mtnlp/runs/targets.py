@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -245,6 +244,13 @@ def open_target(
     return target
 
 
+def may_have_tasks(name: str) -> bool:
+    """Whether a name can be that of a run or a bundle, before anything is opened."""
+    path = Path(name).expanduser()
+    here = RunFolder(path).holds_run() or bundle.is_bundle(path)
+    return here or (stores.is_address(name) and not path.is_dir())
+
+
 def _trained(name: str, path: Path, revision: str | None, backbone: str | None) -> Trained | None:
     """What was trained by mtnlp; None = a plain model, or nothing."""
     if RunFolder(path).holds_run() or bundle.is_bundle(path) or "://" in name:
@@ -269,19 +275,11 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _adapter_folder(name: str) -> Path:
-    """The folder of an adapter: as named, or downloaded from the hub."""
+    """The folder of an adapter: as named, or fetched from its address."""
     path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not path.is_dir() and not stores.is_address(name):
         raise MtnlpError(f"--adapter {name}: no such folder.")
-    from huggingface_hub import snapshot_download
-
-    from mtnlp.data import hub
-
     try:
-        with hub.at_once() if not path.exists() else nullcontext():
-            return Path(snapshot_download(name, allow_patterns=["adapter_*", "*.json"]))
-    except Exception as error:  # of many kinds: no network, no such repository, no access
-        first = (str(error).strip() or type(error).__name__).split("\n")[0]
-        raise MtnlpError(f"--adapter {name}: neither a folder here nor found on the hub ({first}).") from None
+        return path if path.is_dir() else stores.fetch(name)
+    except MtnlpError as error:
+        raise MtnlpError(f"--adapter {error}") from None

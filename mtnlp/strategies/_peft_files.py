@@ -111,8 +111,13 @@ def _scaled(config: Mapping[str, Any], name: str, down: Tensor, up: Tensor) -> t
 
 
 def _of_layer(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
-    """The value of the first pattern that is the end of a layer's name, as peft matches them."""
+    """The value of the first pattern that is the end of a layer's name, as peft matches them.
+
+    Patterns are somebody else's: with brackets or many repetitions, matching could take for ever.
+    """
     for pattern, value in (patterns or {}).items():
+        if len(pattern) > 200 or re.search(r"[({]", pattern) or len(re.findall(r"[*+?]", pattern)) > 3:
+            raise MtnlpError(f"{CONFIG}: alpha_pattern: {shown(pattern)} is not a simple pattern of names.")
         if re.match(rf"(.*\.)?({pattern})$", name):
             return value
     return default

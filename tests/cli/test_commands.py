@@ -45,6 +45,18 @@ def test_an_interrupted_run_says_how_to_go_on(run, house, tmp_path, monkeypatch,
         assert result.err == f"mtnlp: interrupted. Nothing was written yet; start again with: {again}\n"
 
 
+def test_any_other_command_that_is_interrupted_says_so_too(run, house):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    house.check = interrupted
+
+    result = run("check", "r.yaml")
+
+    assert result.code == 130
+    assert result.err == ("mtnlp: interrupted. What was finished is kept; run the same command again.\n")
+
+
 # check and eval
 
 

@@ -145,3 +145,30 @@ def test_what_cannot_be_is_one_line_and_changes_nothing(hub, trained, tmp_path, 
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mtnlp: ")]
     assert len(told) == 4 and "ann/it" in told[0] and "ann/none" in told[1]
     assert hub.repositories["ann/it"].files == before
+
+
+def test_adapters_are_fetched_from_the_hub_by_their_ids(hub, tmp_path, capsys):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    backbone = stand_in("t5", tmp_path / "t5")
+    torch.manual_seed(0)
+    net = transformers.AutoModelForSeq2SeqLM.from_pretrained(backbone)
+    made = peft.get_peft_model(net, peft.LoraConfig(target_modules=["q", "v"], init_lora_weights=False))
+    made.save_pretrained(tmp_path / "adapter")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()}
+    hub.add("ann/adapter", files)
+    task = tiny_tasks.task("own/classify", "classify", rows=6)
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in task["source"]["validation"])
+    )
+    entry = {**task, "source": {"validation": str(tmp_path / "rows.jsonl")}}
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(json.dumps({"version": 1, "split": "validation", "tasks": [entry]}))
+
+    answers = {}
+    for adapter in ("ann/adapter", tmp_path / "adapter"):
+        out = tmp_path / f"out-{len(answers)}"
+        assert run("eval", backbone, "--adapter", adapter, "--suite", suite, "--out", out) == 0
+        answers[adapter] = (out / "samples" / "own--classify adapter.jsonl").read_text()
+    assert len(set(answers.values())) == 1
+    assert run("eval", backbone, "--adapter", "ann/none", "--suite", suite) == 2
+    assert "ann/none" in capsys.readouterr().err

@@ -67,6 +67,7 @@ def test_an_adapter_that_cannot_be_read_as_it_is_meant_is_refused_by_name(tmp_pa
         ({**config, "peft_type": "IA3"}, tensors, "peft_type is 'IA3'"),
         ({**config, "bias": "all"}, tensors, "bias is 'all'"),
         ({**config, "modules_to_save": ["lm_head"]}, tensors, "modules_to_save is set"),
+        ({**config, "alpha_pattern": {"(a+)+$": 4}}, tensors, "is not a simple pattern"),
         (config, nan, "holds values that are no numbers"),
         (config, {"x": tensors[first]}, "'x' is no LoRA weight"),
         (config, {first: tensors[first]}, "but not both"),
