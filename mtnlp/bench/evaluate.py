@@ -162,14 +162,16 @@ class Report:
             console.print(none)
         for score in self.scores:
             for note in (*score.faults, *score.notes):
-                console.print(f"{_named(score)}: {note}")
+                console.print(f"{_named(score)}: {note}", markup=False)
         for item in self.spreads:
             who = " ".join(filter(None, (item["task"], item["model"])))
             ends = [f"{end} {item[end]:.3f} ({item[f'{end}_template']})" for end in ("worst", "best")]
             middle = f"mean {item['mean']:.3f}, sd {item['sd']:.3f}"
-            console.print(f"{who}: over {item['templates']} templates {middle}, {', '.join(ends)}")
+            console.print(
+                f"{who}: over {item['templates']} templates {middle}, {', '.join(ends)}", markup=False
+            )
         for item in self.skipped:
-            console.print(f"{item['task']}: not scored: {item['reason']}")
+            console.print(f"{item['task']}: not scored: {item['reason']}", markup=False)
 
     def _table(self) -> Any:
         several = any(score.model or score.template for score in self.scores)

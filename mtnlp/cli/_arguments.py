@@ -20,6 +20,21 @@ BackboneOption = Annotated[
     str | None,
     typer.Option(help="Folder or hub id of a bundle's backbone, where the bundle's own is not here."),
 ]
+
+
+def _warn(trusted: bool) -> bool:
+    if trusted:
+        typer.echo(
+            "mtnlp: warning: --trust-remote-code lets Python from the backbone's repository run here, with "
+            "your rights.",
+            err=True,
+        )
+    return trusted
+
+
 TrustOption = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let the backbone's repository run its own Python.")
+    bool,
+    typer.Option(
+        "--trust-remote-code", callback=_warn, help="Let the backbone's repository run its own Python."
+    ),
 ]
