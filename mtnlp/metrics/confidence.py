@@ -16,6 +16,7 @@ from mtnlp.metrics.classification import ONE
 
 BINS = 15
 LABELLED = ("classify", "pair", "ordinal")  # kinds with the same labels in every example
+BLOCK = 500  # resamples at a time: of 2,000 rows they fit a cache, which halves the time
 NEAR = 1e-3  # how far from 1 a sum of probabilities may be, of bfloat16 too
 
 
@@ -126,6 +127,9 @@ def _aurocs(stats: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """(B,) `auroc` of rows that are taken (B, N) `counts` times."""
     if np.isnan(stats).any():
         return np.full(len(counts), np.nan)
+    if len(counts) > BLOCK:
+        parts = [_aurocs(stats, counts[i : i + BLOCK]) for i in range(0, len(counts), BLOCK)]
+        return np.concatenate(parts)
     taken = np.ascontiguousarray(counts.T, dtype=np.float32)  # half the memory; exact up to 16 M rows
     total, there = np.zeros(len(counts)), np.zeros(len(counts))
     scores, truths = np.split(stats, 2, axis=1)
