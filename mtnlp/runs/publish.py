@@ -16,6 +16,7 @@ from mtnlp.bench.evaluate import Report
 from mtnlp.config import ALIASES
 from mtnlp.errors import MtnlpError, did_you_mean, shown
 from mtnlp.hub import addresses, bundle, cards, stores
+from mtnlp.models.places import folder_of
 from mtnlp.runs import harness, trained
 from mtnlp.runs.folder import RunFolder, spec_to_json
 from mtnlp.runs.targets import RunTarget
@@ -182,7 +183,7 @@ def _backbone(name: str, backbone: Backbone) -> dict[str, Any]:
     local = Path(name).expanduser().is_dir()
     return {
         "name": Path(name).expanduser().resolve().name if local else backbone.name,
-        "revision": backbone.revision,
+        "revision": _commit(name, backbone.revision),
         "alias": name if name in ALIASES else None,
         "local": local,
         "family": backbone.family,
@@ -190,6 +191,12 @@ def _backbone(name: str, backbone: Backbone) -> dict[str, Any]:
         "digest": weights_digest(backbone),
         "tokenizer": tokenizer_digest(backbone.tokenizer),
     }
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit that a hub's backbone was loaded from; else the revision as it was given."""
+    folder = folder_of(name, revision)
+    return folder.name if folder is not None and folder.parent.name == "snapshots" else revision
 
 
 def _model(section: Mapping[str, Any], backbone: Backbone) -> dict[str, Any]:

@@ -172,3 +172,16 @@ def test_adapters_are_fetched_from_the_hub_by_their_ids(hub, tmp_path, capsys):
     assert len(set(answers.values())) == 1
     assert run("eval", backbone, "--adapter", "ann/none", "--suite", suite) == 2
     assert "ann/none" in capsys.readouterr().err
+
+
+def test_a_bundle_names_the_commit_that_its_backbone_was_loaded_from(hub, trained, tmp_path):
+    folder = stand_in("minilm", tmp_path / "base")
+    hub.add("ann/base", {path.name: path.read_bytes() for path in folder.iterdir()})
+    task = tiny_tasks.task("own/classify", "classify", rows=6)
+    mtnlp.finetune(tiny_tasks.recipe("ann/base", [task], steps=1), out=tmp_path / "run")
+
+    assert run("push", tmp_path / "run", "ann/it") == 0
+
+    told = json.loads(hub.repositories["ann/it"].files["mtnlp_bundle.json"])["backbone"]
+    assert told["name"] == "ann/base" and told["revision"] == hub.repositories["ann/base"].head
+    assert state("ann/it").keys() == state(tmp_path / "run").keys()  # no --backbone needed
