@@ -219,6 +219,22 @@ def predict_answers(given: dict[str, Any], typed: str, said: str) -> None:
         assert answer["score"] == answer["scores"][answer["label"]] == max(answer["scores"].values())
 
 
+def affinity_proposes(given: dict[str, Any], typed: str, said: str) -> None:
+    recipe = recipe_of(given)
+    out = given["out"] or Path("runs", f"{recipe.name}-affinity")
+    found = json.loads((out / "affinity.json").read_text("utf-8"))
+    groups = [group["tasks"] for group in found["groups"]]
+    names = [spec.name for _, spec in specs_of(recipe)]
+    assert sorted(name for group in groups for name in group) == sorted(names)
+    assert len(groups) <= (given["groups"] or len(found["tasks"])) and found["steps"] == given["steps"]
+    assert all(group["verify"] in said for group in found["groups"])
+
+
+def report_is_written(given: dict[str, Any], typed: str, said: str) -> None:
+    page = (given["out"] or Path(given["run"], "report.html")).read_text("utf-8")
+    assert all(f">{name}<" in page for name in tasks_of(given["run"])) and "Loss of each task" in page
+
+
 def push_publishes(given: dict[str, Any], typed: str, said: str) -> None:
     assert f"Pushed: {given['dest']}" in said
     assert list(tasks_of(given["dest"])) == list(tasks_of(given["run"]))
@@ -264,7 +280,7 @@ def startup_measures(said: str) -> None:
 CHECKS = {
     "check": check_tells, "finetune": finetune_writes, "eval": eval_scores, "predict": predict_answers,
     "list": list_names, "show": show_renders, "push": push_publishes, "pull": pull_fetches,
-    "export": export_merges,
+    "export": export_merges, "affinity": affinity_proposes, "report": report_is_written,
 }  # fmt: skip
 
 

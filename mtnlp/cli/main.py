@@ -8,11 +8,17 @@ from typing import Annotated
 import typer
 
 from mtnlp import __version__
+from mtnlp.cli.affinity import affinity
 from mtnlp.cli.check import check
+from mtnlp.cli.compare import compare
 from mtnlp.cli.eval import evaluate
+from mtnlp.cli.export import export
 from mtnlp.cli.finetune import finetune
 from mtnlp.cli.list import list_names
 from mtnlp.cli.predict import predict
+from mtnlp.cli.pull import pull
+from mtnlp.cli.push import push
+from mtnlp.cli.report import report
 from mtnlp.cli.show import show
 from mtnlp.errors import MtnlpError
 
@@ -27,7 +33,13 @@ app = typer.Typer(
 )
 app.command("finetune")(finetune)
 app.command("eval")(evaluate)
+app.command("compare")(compare)
+app.command("affinity")(affinity)
+app.command("report")(report)
 app.command("predict")(predict)
+app.command("push")(push)
+app.command("pull")(pull)
+app.command("export")(export)
 app.command("check")(check)
 app.command("list")(list_names)
 app.command("show")(show)
@@ -59,3 +71,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except MtnlpError as error:
         typer.echo(f"mtnlp: {error}", err=True)
         raise SystemExit(error.exit_code) from None
+    except SystemExit as end:
+        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):  # typer's own exit
+            typer.echo("mtnlp: interrupted. What was finished is kept; run the same command again.", err=True)
+        raise

@@ -11,11 +11,12 @@ import numpy as np
 
 from mtnlp import assemble, config
 from mtnlp.bench import tables
+from mtnlp.bench.overlap import Overlap
 from mtnlp.data.plan import Quota
 from mtnlp.data.sources import read_example
 from mtnlp.errors import RecipeError
 from mtnlp.resolve import Plan, phases_of, resolve, total_steps
-from mtnlp.runs import room
+from mtnlp.runs import leaks, room
 from mtnlp.runs.session import bad_rows, shots_of, store_of
 from mtnlp.tasks.spec import Example
 from mtnlp.tasks.templates import render
@@ -62,6 +63,7 @@ class CheckReport:
     tasks: tuple[TaskCheck, ...]
     memory: Mapping[str, float]  # GiB
     prompts: tuple[tuple[str, str, str], ...]  # task, what the model reads, what it should answer
+    leaks: Overlap  # rows of the other splits that stand in train
 
     def print(self, console: Console | None = None) -> None:
         """Tables on a rich console."""
@@ -105,6 +107,7 @@ class CheckReport:
         console.print(
             f"Memory, roughly: {sum(self.memory.values()):.1f} GiB ({parts})", markup=False, soft_wrap=True
         )
+        self._print_leaks(console)
         for task, prompt, target in self.prompts:
             console.rule(f"{task}: what the model reads, and what it should answer", align="left")
             console.print(prompt, markup=False, soft_wrap=True)
@@ -112,6 +115,14 @@ class CheckReport:
         for task in self.tasks:
             for warning in task.warnings:
                 console.print(f"warning: {task.name}: {warning}", markup=False, soft_wrap=True)
+
+    def _print_leaks(self, console: Console) -> None:
+        console.print(leaks.told(self.leaks), markup=False, soft_wrap=True)
+        if found := leaks.cells(self.leaks):
+            table = tables.table(leaks.HEAD, leaks.HEAD[1:5])
+            for row in found:
+                table.add_row(*row)
+            console.print(table)
 
 
 def check(
@@ -152,7 +163,8 @@ def check(
     prompts = tuple(_prompts(plan, encoder))
     memory = {part: size / 2**30 for part, size in room.needed(recipe, model).items()}
     _, engine = assemble.settle(recipe)
-    return CheckReport(recipe, outline.family, steps, engine.line, tuple(tasks), memory, prompts)
+    found = leaks.own(plan.data)
+    return CheckReport(recipe, outline.family, steps, engine.line, tuple(tasks), memory, prompts, found)
 
 
 def _bad_rows(recipe: config.Recipe, tasks: Sequence[TaskData], doubtful: bool) -> list[str]:

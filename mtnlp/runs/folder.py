@@ -2,11 +2,13 @@
 
 recipe.yaml          the resolved recipe, every default written out
 tasks.json           the tasks as resolved: kind, labels, words, templates, fields, metrics; hashes of rows
-metrics.jsonl        one line per step, one per evaluation
+metrics.jsonl        one line per step, one per evaluation, and at the end the ledger
 checkpoints/         what a resume needs
 model.safetensors    the trained parameters of the kept checkpoint
 adapters/TASK/       the same adapters in peft's format, where peft can express the strategy
+ledger.json          what each task was given: rows, tokens, epochs, shares; see mtnlp.train.ledger
 results.json         the final table
+report.html          all of it as one page, once `mtnlp report` was asked for it
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from mtnlp.errors import MtnlpError, did_you_mean, shown
 from mtnlp.tasks.spec import MEMORY, TaskSpec, Template
 
 if TYPE_CHECKING:
+    from mtnlp.data.sources import Rows
     from mtnlp.data.task_data import TaskData
     from mtnlp.resolve import Plan
 
@@ -67,6 +70,10 @@ class RunFolder:
     @property
     def results(self) -> Path:
         return self.path / "results.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
 
     def holds_run(self) -> bool:
         """Whether a run was started here; a recipe alone may be its author's only copy."""
@@ -169,6 +176,10 @@ class RunFolder:
     def read_specs(self) -> tuple[TaskSpec, ...]:
         return tuple(spec_from_json(item) for item in self._read_tasks())
 
+    def read_marks(self) -> dict[str, dict[str, str]]:
+        """Task -> split -> `mark_of` its rows when the run began; early runs have kept none."""
+        return {item["name"]: item.get(ROWS, {}) for item in self._read_tasks()}
+
     def _read_tasks(self) -> list[dict[str, Any]]:
         """What `create` wrote of each task. MtnlpError if it is damaged."""
         try:
@@ -217,8 +228,12 @@ def spec_from_json(data: Mapping[str, Any]) -> TaskSpec:
 def _task_to_json(data: TaskData) -> dict[str, Any]:
     """An opened task as JSON, and of the rows of each split how many there are and a hash."""
     rows = {split: data.rows(split) for split in data.splits}
-    counted = {split: f"{len(part)} rows, {part.fingerprint}" for split, part in rows.items()}
-    return {**spec_to_json(data.spec), ROWS: counted}
+    return {**spec_to_json(data.spec), ROWS: {split: mark_of(part) for split, part in rows.items()}}
+
+
+def mark_of(rows: Rows) -> str:
+    """How many rows there are, and a hash of them."""
+    return f"{len(rows)} rows, {rows.fingerprint}"
 
 
 def _changes(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> Iterator[str]:

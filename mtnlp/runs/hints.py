@@ -29,6 +29,7 @@ def next_steps(run: Path, tasks: Sequence[TaskData]) -> str:
     judged = [name for name in ("validation", "test") if all(name in other.splits for other in tasks)]
     if kept and judged:
         lines.append(f"  mtnlp eval {folder} --split {judged[0]}")
+    lines.append(f"  mtnlp report {folder}")
     return "\n".join(lines)
 
 

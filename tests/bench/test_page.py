@@ -13,6 +13,7 @@ SCORES = (
         "a/b", "classify", "test", 1234, {"accuracy": 0.754, "macro_f1": 0.5}, {"accuracy": 0.25}, INTERVAL,
         notes=("3 of 1,234 inputs were cut.",),
         slices={"words": [{"name": "0 to 8", "n": 77, "value": 0.912}]},
+        labels={EVIL: {"precision": 0.111, "recall": 0.222, "f1": 0.148, "count": 1717.0}},
     ),
     TaskScore(EVIL, "regress", "test", 10, {"mse": 7.5}, {"mse": 2.0}),
 )  # fmt: skip
@@ -58,9 +59,20 @@ def test_the_page_is_whole_shows_all_and_loads_nothing():
     text = " ".join(seen.text)
     assert not seen.open and not seen.links and "script" not in seen.tags and "http" not in text
     for part in ("0.754", "0.710 to 0.790", "0.250", "7.500", "0.420", "1,234", "0.912", "0 to 8", "+0.054",
-                 "better", "3 of 1,234 inputs were cut.", "33.3%", "d: not compared."):  # fmt: skip
+                 "better", "0.111", "0.222", "0.148", "1,717", "3 of 1,234 inputs were cut.", "33.3%",
+                 "d: not compared."):  # fmt: skip
         assert part in text
-    assert text.count(EVIL) >= 4 and seen.tags.count("svg") == 1 and seen.tags.count("circle") == 2
+    assert text.count(EVIL) >= 5 and seen.tags.count("svg") == 1 and seen.tags.count("circle") == 2
+
+
+def test_how_likely_texts_are_has_no_wrong_answers_and_leaves_the_chart_to_scores():
+    texts = TaskScore("books", "text", "test", 10, {"perplexity": 412.0}, {})
+    wrong = {"books": [{"row": "f:1", "inputs": {"text": "x"}, "target": ["x"], "value": {"logprob": -1.0}}]}
+
+    mixed, alone = page(Report((SCORES[0], texts)), wrong), page(Report((texts,)), wrong)
+
+    assert "412.000" in mixed and "Wrong answers" not in mixed
+    assert mixed.count("<circle") == alone.count("<circle") == 1 and ">1</text>" in mixed
 
 
 def test_a_page_of_nothing_says_so():

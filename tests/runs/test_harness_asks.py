@@ -83,7 +83,7 @@ def evaluated(model, entries, folder, code=0):
 def shown(page, axis):
     """The rows of the page's table below a heading, as lists of cells."""
     table = page.split(f"<h2>By {axis}</h2>")[1].split("</table>")[0].split("<tbody>")[1]
-    return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[1:]]
+    return [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in table.split("<tr>")[1:]]
 
 
 @pytest.mark.parametrize("model", ["t5", "llama", "run", "minilm"])

@@ -38,7 +38,9 @@ def test_the_command_gives_the_task_a_row_of_its_own_data(kind):
 
     lines = next_steps(Path("my runs/x"), [data]).splitlines()
 
-    assert lines[1] == "The run lies in my runs/x. Try next:" and len(lines) == 3  # rows in memory: no eval
+    assert lines[1] == "The run lies in my runs/x. Try next:" and lines[3:] == [
+        "  mtnlp report 'my runs/x'"
+    ]  # rows in memory: no eval
     words = shlex.split(lines[2])
     assert words[2:] == ["|", "mtnlp", "predict", "my runs/x", "--task", f"own/{kind}"]
     assert words[0] == "echo" and len(lines[2]) < 300
@@ -56,7 +58,8 @@ def test_a_task_that_takes_plain_text_is_preferred_and_eval_is_shown_where_rows_
             path.write_text(json.dumps(ROWS[kind]) + "\n")
     tasks = [opened(kind, str(tmp_path / kind)) for kind in ("pair", "multilabel")]
 
-    _, _, predict, judge = next_steps(Path("runs/x"), tasks).splitlines()
+    _, _, predict, judge, report = next_steps(Path("runs/x"), tasks).splitlines()
 
     assert predict == "  echo a | mtnlp predict runs/x --task own/multilabel"
     assert judge == "  mtnlp eval runs/x --split validation"
+    assert report == "  mtnlp report runs/x"
