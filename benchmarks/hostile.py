@@ -122,9 +122,9 @@ def _texts(base: Path) -> Iterator[tuple[str, Damage]]:
     yield "another kind", _spec(lambda s: s.update(kind="regress"))
     yield "no such kind", _spec(lambda s: s.update(kind="execute"))
     yield "an unknown field", _spec(lambda s: s.update(hook="os.system"))
-    yield "another name", _spec(lambda s: s.update(name="own/other"))
+    yield "a metric is a script", _spec(lambda s: s.update(metrics=["evaluate:/tmp/metric.py"]))
     yield "labels are a number", _spec(lambda s: s.update(labels=3))
-    yield "fields are a text", _spec(lambda s: s.update(fields="text"))
+    yield "rows of this machine", _spec(lambda s: s.update(source="/etc/passwd"))
     unfolding = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(9)
     )

@@ -163,6 +163,8 @@ def less(words: list[str]) -> list[str]:
     given = parsed(words)
     if "recipe" not in given:
         return []
+    if given.get("add"):
+        return LESS
     return [f"tasks={json.dumps([small(*task) for task in specs_of(recipe_of(given))])}", *LESS]
 
 
@@ -182,7 +184,12 @@ def check_tells(given: dict[str, Any], typed: str, said: str) -> None:
 
 
 def finetune_writes(given: dict[str, Any], typed: str, said: str) -> None:
-    """A run of this recipe's tasks, with every key as the line changed it."""
+    """A run of this recipe's tasks, with every key as the line changed it; or one with more tasks."""
+    if given["add"]:
+        run = re.search(r"The run lies in (\S+)\. ", said)[1]
+        added = json.loads((Path(run) / "added.json").read_text("utf-8"))["added"]
+        assert list(tasks_of(run)) == [*tasks_of(given["add"]), *added] and "unchanged (SHA-256" in said
+        return
     recipe = recipe_of(given)
     run = given["out"] or Path("runs", recipe.name)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]

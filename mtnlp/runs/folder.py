@@ -56,6 +56,10 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

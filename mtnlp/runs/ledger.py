@@ -21,7 +21,7 @@ SHOWN, NAMED = 40, 8  # tasks in the table, and in a warning
 STEPS = {"first": "first step", "ended": "last step", "kept": "kept step"}
 
 
-def keep(run: Run, folder: Path, writer: MetricsWriter, *, kept: bool) -> list[Entry]:
+def keep(run: Run, path: Path, writer: MetricsWriter, *, kept: bool) -> list[Entry]:
     """Write the ledger of the steps done; unless the run is only interrupted, also as its last metrics.
 
     Args:
@@ -33,7 +33,7 @@ def keep(run: Run, folder: Path, writer: MetricsWriter, *, kept: bool) -> list[E
         run.mixture, run.step, ended=run.memory.get("ended"), kept=apart.kept_steps(run) if kept else None
     )
     if run.accelerator.is_main_process:
-        ledger.write(folder / ledger.FILE, entries)
+        ledger.write(path, entries)
     if run.stopped != loop.INTERRUPTED:
         writer.write("ledger", step=run.step, tasks=[asdict(entry) for entry in entries])
     return entries

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtnlp import __version__, assemble
+from mtnlp import __version__, assemble, metrics
 from mtnlp.bench.evaluate import Report
 from mtnlp.config import ALIASES
 from mtnlp.errors import MtnlpError, did_you_mean, shown
@@ -22,7 +22,6 @@ from mtnlp.runs.folder import RunFolder, spec_to_json
 from mtnlp.runs.targets import RunTarget
 from mtnlp.runs.trained import Trained
 from mtnlp.tasks.spec import TaskSpec
-from mtnlp.train import ledger
 
 if TYPE_CHECKING:
     from mtnlp.hub.stores import Published
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 TOKEN = re.compile(
     rb"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16})\b"
 )
-PUBLIC = ("hub:", "pystdlib:")  # sources that mean the same elsewhere
 
 
 def push(
@@ -164,7 +162,7 @@ def _write(found: Trained, folder: Path, trust_remote_code: bool) -> None:
         "model": settings,
         "train": data["train"],
         "tasks": list(specs),
-        "ledger": _ledger(found.where),
+        "ledger": _ledger(RunFolder(found.where).ledger),
     }
     tasks = [_task(specs[name], forms[name], about, report) for name in specs]
     for task in tasks:
@@ -217,8 +215,9 @@ def _task(
 ) -> dict[str, Any]:
     """mtnlp_task.json: the task, without where its rows lay on this machine."""
     data = spec_to_json(spec)
-    if not (isinstance(spec.source, str) and spec.source.startswith(PUBLIC)):
-        data["source"] = None
+    data["source"] = spec.source if trained.is_public(spec.source) else None
+    own = metrics.names(spec.kind)  # a foreign one is a script, and no bundle names any
+    data["metrics"] = [name for name in spec.metrics if name in own] or list(spec.parts.metrics)
     data["demonstrations"] = data["demonstrations"][: spec.shots]  # no other rows leave the machine
     score = next((score for score in report.scores if score.task == spec.name), None)
     return {
@@ -250,9 +249,8 @@ def scores(found: Trained, *, trust_remote_code: bool = False) -> Report:
     return replace(saved, scores=kept)
 
 
-def _ledger(where: Path) -> list[dict[str, Any]] | None:
+def _ledger(path: Path) -> list[dict[str, Any]] | None:
     """What every task was given in training; None = a run of before there were ledgers."""
-    path = where / ledger.FILE
     return json.loads(path.read_text("utf-8"))["tasks"] if path.exists() else None
 
 

@@ -120,7 +120,7 @@ def gather(
     """Read and score; see `write`."""
     folder = RunFolder(found.where)
     lines, lacking = _metrics(folder.metrics)
-    drawn = _drawn(folder.path / ledger.FILE)
+    drawn = _drawn(folder.ledger)
     own = {spec.name for spec in found.specs}
     compared = beside.compare(_beside(folder.path, "compare", compare), own)
     related = beside.affinity(_beside(folder.path, "affinity", affinity), own)

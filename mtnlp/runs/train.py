@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,20 +15,23 @@ from typing import TYPE_CHECKING, Any
 from mtnlp import assemble, config
 from mtnlp.bench import tables
 from mtnlp.bench.evaluate import Report, evaluate, goodness
-from mtnlp.errors import MtnlpError, RecipeError
-from mtnlp.resolve import Plan, resolve
-from mtnlp.runs import room
+from mtnlp.errors import RecipeError
+from mtnlp.resolve import Plan, resolve, total_steps
+from mtnlp.runs import ledger, room, trackers
 from mtnlp.runs.folder import RunFolder
 from mtnlp.runs.hints import next_steps
 from mtnlp.runs.session import bad_rows, questions_of, store_of, train_targets
+from mtnlp.runs.start import FRESH, Start
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import Tensor
 
     from mtnlp.config import Recipe
     from mtnlp.data.encode import Encoder
     from mtnlp.data.store import TokenStore
     from mtnlp.data.task_data import TaskData
+    from mtnlp.models.multitask import MultitaskModel
     from mtnlp.train.callbacks import Progress
     from mtnlp.train.loop import Run
 
@@ -43,32 +46,35 @@ def finetune(
     dry_run: bool = False,
     trust_remote_code: bool = False,
     console: Console | None = None,
+    start: Start = FRESH,
 ) -> Report | None:
     """Train one backbone on all tasks of a recipe; see mtnlp.finetune for the arguments.
+
+    Args:
+        start: what the run begins with, and what becomes of it at its end.
 
     Returns:
         The final table, on all ranks; None after a dry run.
     """
     started = time.perf_counter()
     plan = resolve(source, overrides, look=_bad_rows)
-    folder = RunFolder(Path(out or Path("runs") / plan.recipe.name))
+    folder = start.folder(Path(out or Path("runs") / plan.recipe.name))
     folder.check(plan, resume=resume, force=force)
     recipe, engine = assemble.settle(folder.as_begun(plan.recipe) if resume else plan.recipe)
     plan = replace(plan, recipe=recipe)
     with engine.applied(training=True):
-        accelerator = _accelerator(plan, folder)
+        accelerator = trackers.accelerator_for(plan, folder)
         say = _printer(console, accelerator)
         backbone = assemble.build_backbone(plan.recipe, trust_remote_code=trust_remote_code)
         encoder = assemble.encoder_for(plan.recipe, backbone.tokenizer, backbone.family)
-        model = assemble.build_model(plan.recipe, plan.specs, backbone)
-        assemble.build_balancer(plan.recipe, model)  # what does not fit is told before rows are tokenised
-        room.require(plan.recipe, model)
+        model = start.model(plan, backbone, trust_remote_code=trust_remote_code)
+        _check_model(plan, model)
         with accelerator.main_process_first():  # the others find the token stores made
             where = config.label(source)
             stores = _training_stores(plan, encoder, where, visible=accelerator.is_main_process)
         run = assemble.build_run(plan, backbone, stores, encoder, accelerator, model=model)
-        say(assemble.summary(plan, run))
-        say(engine.line)
+        _set_paces(plan, run)
+        say("\n".join((assemble.summary(plan, run), *start.lines, engine.line)))
         if dry_run:
             say("Dry run: everything is in order, nothing was written.")
             return None
@@ -76,7 +82,7 @@ def finetune(
         if accelerator.is_main_process:
             folder.create(plan, resume=resume)
         accelerator.wait_for_everyone()
-        _start_trackers(plan, folder, accelerator, resume=resume)
+        trackers.start(plan, folder, accelerator, resume=resume)
         if resume:
             _resume(run, folder, say)
         judge = _Judge(plan, run, encoder)
@@ -86,9 +92,8 @@ def finetune(
             tell("scoring all rows")
             report = judge.final(seconds=time.perf_counter() - started)
         _export(run, folder)
-        if accelerator.is_main_process:
-            report.save(folder.results)
         say(report)
+        report = start.done(run, folder, report, say)
         say(next_steps(folder.path, plan.data))
         return report
 
@@ -114,6 +119,23 @@ def _bad_judged_rows(recipe: Recipe, data: TaskData, form: str = "encoder") -> l
     judged = {_split_while_training(recipe, data): recipe.eval.rows, _final_split(recipe, data): None}
     problems = [bad_rows(data, split, most=most, form=form) for split, most in judged.items() if split]
     return [problem for problem in problems if problem]
+
+
+def _check_model(plan: Plan, model: MultitaskModel) -> None:
+    """MtnlpError if a balancer, a pace or the memory does not fit it: told before rows are tokenised."""
+    from mtnlp.train import apart
+
+    recipe = plan.recipe
+    assemble.build_balancer(recipe, model)
+    steps = total_steps(recipe, [len(data.rows("train")) for data in plan.data])
+    apart.check(model, recipe.train.lr_of, recipe.train.steps_of, steps)
+    room.require(recipe, model)
+
+
+def _set_paces(plan: Plan, run: Run) -> None:
+    from mtnlp.train import apart
+
+    apart.pace(run, plan.recipe.train.lr_of, plan.recipe.train.steps_of)
 
 
 def _training_stores(plan: Plan, encoder: Encoder, where: str, *, visible: bool) -> list[TokenStore]:
@@ -155,38 +177,6 @@ def _split_while_training(recipe: Recipe, data: TaskData) -> str | None:
 def _final_split(recipe: Recipe, data: TaskData) -> str | None:
     wanted = (recipe.eval.final_split or recipe.eval.split, "validation", "test")
     return next((name for name in wanted if name in data.splits), None)
-
-
-def _accelerator(plan: Plan, folder: RunFolder) -> Any:
-    trackers = list(plan.recipe.track)
-    if not trackers:
-        return assemble.build_accelerator(plan.recipe)
-    _require_trackers(trackers)
-    return assemble.build_accelerator(plan.recipe, log_with=trackers, project_dir=str(folder.path))
-
-
-def _require_trackers(trackers: list[str]) -> None:
-    from importlib.util import find_spec
-
-    for name in trackers:
-        if find_spec(name) is None and not (name == "tensorboard" and find_spec("tensorboardX")):
-            raise MtnlpError(f'track: {name} is not installed. Run: pip install "mtnlp[track]"')
-
-
-def _start_trackers(plan: Plan, folder: RunFolder, accelerator: Any, *, resume: bool) -> None:
-    """MtnlpError if a tracker refuses, as without an account; the new folder is removed again."""
-    if not plan.recipe.track:
-        return
-    try:
-        inside = {"wandb": {"dir": str(folder.path)}}  # by itself it writes into the current folder
-        accelerator.init_trackers(plan.recipe.name, init_kwargs=inside)
-    except Exception as error:  # each of them has errors of its own
-        if accelerator.is_main_process and not resume:
-            folder.remove()
-        names = ", ".join(plan.recipe.track)
-        raise MtnlpError(
-            f"track: {names} could not start ({type(error).__name__}: {error}). Leave it out or set it up."
-        ) from error
 
 
 def _printer(console: Console | None, accelerator: Any) -> Callable[[Any], None]:
@@ -253,13 +243,17 @@ class _Judge:
         return Report(tuple(sorted(scores, key=lambda score: order[score.task])), self._about(seconds))
 
     def _about(self, seconds: float) -> dict[str, Any]:
+        from mtnlp.train import apart
+
         recipe, run = self.plan.recipe, self.run
         best = run.memory.get("best", {}) if recipe.eval.keep == "best" else {}
+        each = apart.kept_steps(run) if recipe.eval.keep == "best" else {}
         return {
             "run": recipe.name,
             "backbone": recipe.model.backbone,
             "strategy": recipe.model.strategy.name,
             "step": best.get("step", run.step),
+            **({"step_of": each} if each else {}),
             "steps": run.step,
             "seconds": round(seconds, 1),
         }
@@ -308,6 +302,7 @@ def _train(plan: Plan, run: Run, folder: RunFolder, judge: _Judge, say: Callable
     try:
         with _stopping(run, progress):
             loop.fit(run, todo)
+        entries = ledger.keep(run, folder.ledger, writer, kept=best is not None)
     finally:
         for item in (progress, writer, *tracker):
             item.close()
@@ -318,6 +313,7 @@ def _train(plan: Plan, run: Run, folder: RunFolder, judge: _Judge, say: Callable
         raise KeyboardInterrupt
     if run.stopped:
         say(f"Stopped early: {run.stopped}.")
+    ledger.tell(entries, say)
     if best:
         checkpoint.load_weights(run, checkpoint.read_table(best, run.model.row_layout))
     else:
@@ -350,7 +346,6 @@ def _stopping(run: Run, progress: Progress) -> Iterator[None]:
 
 def _export(run: Run, folder: RunFolder) -> None:
     """Adapters in peft's format, where peft can express the strategy; all ranks must come here."""
-    from mtnlp.train.checkpoint import write_table
     from mtnlp.train.grads import whole
 
     for task in run.tasks:
@@ -360,7 +355,16 @@ def _export(run: Run, folder: RunFolder) -> None:
         settings, tensors = exported
         tensors = {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
         if run.accelerator.is_main_process:
-            place = folder.adapters / task.replace("/", "--")
-            place.mkdir(parents=True, exist_ok=True)
-            (place / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-            write_table(place / "adapter_model.safetensors", tensors)
+            write_adapter(folder, task, settings, tensors)
+
+
+def write_adapter(
+    folder: RunFolder, task: str, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """What a strategy exports of a task (settings, whole tensors on the CPU), as peft's two files."""
+    from mtnlp.train.checkpoint import write_table
+
+    place = folder.adapters / task.replace("/", "--")
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    write_table(place / "adapter_model.safetensors", tensors)

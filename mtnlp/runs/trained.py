@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from mtnlp import assemble, tasks
+from mtnlp import assemble, metrics, tasks
 from mtnlp.config import Recipe
 from mtnlp.errors import MtnlpError, RecipeError, shown
 from mtnlp.hub import bundle, stores
@@ -28,6 +28,14 @@ from mtnlp.tasks.spec import TaskSpec
 if TYPE_CHECKING:
     from mtnlp.models.backbone import Backbone
     from mtnlp.models.multitask import MultitaskModel
+
+
+PUBLIC = ("hub:", "pystdlib:")  # sources that mean the same everywhere
+
+
+def is_public(source: Any) -> bool:
+    """Whether rows can be found there from any machine."""
+    return isinstance(source, str) and source.startswith(PUBLIC)
 
 
 class NoBundle(MtnlpError):
@@ -158,9 +166,10 @@ def finished(place: Path | str) -> Trained:
     for path in (folder.results, folder.weights):  # weights are kept at every best evaluation
         if not path.exists():
             again = shlex.join(["mtnlp", "finetune", str(folder.recipe), "--out", str(place), "--resume"])
-            raise MtnlpError(
-                f"{place} holds no {path.name}: its training has not finished. Go on with `{again}`."
-            )
+            go_on = f"Go on with `{again}`."
+            if (folder.path / "added.json").exists():
+                go_on = "Run the `mtnlp finetune --add` command that began it once more, with --resume."
+            raise MtnlpError(f"{place} holds no {path.name}: its training has not finished. {go_on}")
     if problems := load_imports(recipe):
         raise RecipeError(folder.recipe, problems)
     return Trained(str(place), folder.path, recipe, specs)
@@ -225,6 +234,12 @@ def _spec(place: str, data: Any) -> TaskSpec:
         spec = spec_from_json(data)
     except (MtnlpError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise MtnlpError(f"{place}: {bundle.TASK}: not a task ({error}).") from None
+    if foreign := sorted(set(spec.metrics) - set(metrics.names(spec.kind))):
+        raise MtnlpError(f"{place}: {spec.name}: metrics: {shown(foreign[0])} is none of mtnlp's own.")
+    if spec.source is not None and not is_public(spec.source):
+        raise MtnlpError(
+            f"{place}: {spec.name}: source: {shown(spec.source)} is a place on somebody's machine."
+        )
     for name, template in spec.templates.items():
         if problem := templates.problem(spec.kind, template):
             raise MtnlpError(f"{place}: {spec.name}: templates.{name}.{problem}")

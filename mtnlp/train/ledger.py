@@ -1,7 +1,7 @@
 """The ledger: what each task of a run was really given, beside what the sampler was asked for.
 
     entries = ledger.of(mixture, steps)      # no need to have watched: a plan is a pure function of its step
-    ledger.write(folder / ledger.FILE, entries)
+    ledger.write(path, entries)
 
 Rows and tokens are counted over all ranks, once per drawing. Torch-free.
 """
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from mtnlp.data.mixture import Mixture
     from mtnlp.data.store import TokenStore
 
-FILE = "ledger.json"
 AT_ONCE = 1 << 20  # rows whose tokens are looked up in one go
 
 

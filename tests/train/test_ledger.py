@@ -102,7 +102,7 @@ def test_a_ledger_of_no_step_is_empty_and_files_read_back(tiny, tmp_path):
     run = make(tiny, "uniform", {}, Counter())
 
     none, some = ledger.of(run.mixture, 0), ledger.of(run.mixture, 7, kept={"mood": 4})
-    ledger.write(tmp_path / ledger.FILE, some)
+    ledger.write(tmp_path / "ledger.json", some)
 
     assert all((e.drawn, e.tokens, e.first, e.achieved) == (0, 0, None, 0) for e in none)
-    assert ledger.read(tmp_path / ledger.FILE) == some and some[1].kept == 4
+    assert ledger.read(tmp_path / "ledger.json") == some and some[1].kept == 4
