@@ -64,14 +64,14 @@ def test_an_interrupted_run_ends_with_the_ledger_of_one_that_was_not(
         patch.setattr(Progress, "__call__", press)
         with pytest.raises(KeyboardInterrupt):
             trained(data, run)
-    part = ledger.read(run / ledger.FILE)
+    part = ledger.read(run / "ledger.json")
     assert sum(entry.drawn for entry in part) == 7 * EXAMPLES
     assert {line["kind"] for line in metrics(run)} == {"step"}
     again = trained(data, run, resume=True)
     once_more = trained(data, run, resume=True)
 
-    entries = ledger.read(run / ledger.FILE)
-    assert entries == ledger.read(whole / ledger.FILE)
+    entries = ledger.read(run / "ledger.json")
+    assert entries == ledger.read(whole / "ledger.json")
     lines = metrics(run)
     assert sum(entry.tokens for entry in entries) == sum(line.get("tokens", 0) for line in lines)
     assert [line["kind"] for line in lines].count("ledger") == 1 and lines[-1]["kind"] == "ledger"
@@ -96,7 +96,7 @@ def test_a_run_that_ends_early_says_since_when_which_task_was_finished(trunks, t
     )  # nothing is learned
     said = trained(data, tmp_path / "run")
 
-    entries = {entry.task: entry for entry in ledger.read(tmp_path / "run" / ledger.FILE)}
+    entries = {entry.task: entry for entry in ledger.read(tmp_path / "run" / "ledger.json")}
     assert {task: (entry.ended, entry.kept) for task, entry in entries.items()} == {
         "topic": (6, 2), "pick": (6, 2), "find": (5, 2),
     }  # fmt: skip
