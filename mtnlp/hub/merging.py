@@ -12,6 +12,7 @@ from mtnlp.errors import MtnlpError
 from mtnlp.hub.cards import TEXT_CLASSES, own_head
 from mtnlp.hub.contents import BASE, save, under
 from mtnlp.hub.plain import plain, whole
+from mtnlp.models._load import quiet
 
 if TYPE_CHECKING:
     from mtnlp.models.backbone import Backbone
@@ -49,7 +50,8 @@ def write(out: Path, model: MultitaskModel, index: int, spec: TaskSpec, base: Ba
         else:
             save(out / "head.safetensors", dict(head.named_parameters()))
             (out / "README.md").write_text(own_head(spec.kind, head.pooling, spec.score_scale), "utf-8")
-    net.save_pretrained(out)
+    with quiet():
+        net.save_pretrained(out)
     base.tokenizer.save_pretrained(out)
     return auto
 

@@ -39,7 +39,7 @@ def load(
     place = place_of(name)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     device = nullcontext() if weights else torch.device("meta")
-    with _quiet(), device, nullcontext() if Path(place).exists() else hub.at_once():
+    with quiet(), device, nullcontext() if Path(place).exists() else hub.at_once():
         config, tokenizer = _described(name, place, options)
         if name in ALIASES and name.endswith(SEQ2SEQ):
             _allow(name, family, "encoder-decoder")
@@ -76,7 +76,7 @@ def with_head(
         else transformers.AutoModelForSequenceClassification
     )
     place, options = place_of(name), {"revision": revision, "trust_remote_code": trust_remote_code}
-    with _quiet(), nullcontext() if Path(place).exists() else hub.at_once():
+    with quiet(), nullcontext() if Path(place).exists() else hub.at_once():
         _, tokenizer = _described(name, place, options)
         try:
             net, info = kind.from_pretrained(
@@ -244,7 +244,7 @@ def _warm_started(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No notes on unused weights and no bar over them; what matters is an error. Downloads still show."""
     from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging
