@@ -174,8 +174,9 @@ class Recipe(Section):
 
     name: of the run, and of its folder; default: the file's. base: the folder that relative paths in `tasks`,
     `imports` and `model.backbone` start from; default: the recipe's own. seed: of everything drawn. tasks:
-    names, globs, paths or tasks written out. track: experiment trackers. imports: modules or .py files loaded
-    first, so that they can register methods of their own.
+    names, globs, paths or tasks written out. safe: train every task alone too and ship each in the way that
+    held-out rows are for, see docs/safe-mode.md. track: experiment trackers. imports: modules or .py files
+    loaded first, so that they can register methods of their own.
     """
 
     name: str = Field("run", pattern=r"^[\w][\w.+-]*$", max_length=100)
@@ -187,6 +188,7 @@ class Recipe(Section):
     balancer: SlotField = Slot(SLOTS["balancer",])
     train: TrainSection = Field(default_factory=lambda: TrainSection(epochs=3.0))
     eval: EvalSection = Field(default_factory=EvalSection)
+    safe: bool = False
     track: Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], Field(strict=False)] = ()
     imports: Texts = ()
 

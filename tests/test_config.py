@@ -116,7 +116,7 @@ def test_all_problems_come_at_once_and_the_rest_of_the_recipe_stands(tmp_path):
         "seed: expected ',' or ']', but got '<stream end>'.",
         "tasks.0.kind: tasks.0 is 'a', which has no keys of its own.",
         "modle: no such key. Did you mean 'model'? "
-        "Known: balancer, base, eval, imports, model, name, sampler, seed, tasks, track, train.",
+        "Known: balancer, base, eval, imports, model, name, safe, sampler, seed, tasks, track, train.",
         "lr: no such key here; it is train.lr.",
         "model.backbone: missing; it has no default.",
         "model.strategy: expected a name or {name: ..., option: ...}, got {'nme': 'lora'}.",
