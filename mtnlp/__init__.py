@@ -81,9 +81,9 @@ def finetune(
         TrainingError: training had to stop.
         KeyboardInterrupt: Ctrl-C; the step was finished and saved, and `resume` goes on from there.
     """
-    from mtnlp.runs import train
+    from mtnlp.runs.start import trainer
 
-    return train.finetune(
+    return trainer(recipe, overrides)(
         recipe,
         overrides,
         out=None if out is None else Path(out),

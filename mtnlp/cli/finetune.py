@@ -12,8 +12,6 @@ from mtnlp.cli._arguments import BackboneOption, OverridesArgument, RecipeArgume
 from mtnlp.errors import MtnlpError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mtnlp.config import Source
     from mtnlp.runs.start import Start
 
@@ -47,7 +45,9 @@ def finetune(
     elif backbone is not None:
         raise MtnlpError("--backbone goes with --add. A recipe names its own: model.backbone=...")
     try:
-        _trainer(source, overrides)(
+        from mtnlp.runs.start import trainer
+
+        trainer(source, overrides)(
             source,
             overrides,
             out=out,
@@ -64,19 +64,6 @@ def finetune(
         again += ["--trust-remote-code"] if trust_remote_code else []
         typer.echo(f"mtnlp: interrupted. {_how_to_go_on(again, source, overrides, out)}", err=True)
         raise typer.Exit(INTERRUPTED) from None
-
-
-def _trainer(recipe: Source, overrides: list[str]) -> Callable[..., object]:
-    """What trains it: `runs.safe` where the recipe says so."""
-    from mtnlp import config
-    from mtnlp.runs import train
-
-    read, _ = config.read(recipe, overrides)
-    if read is None or not read.safe:
-        return train.finetune
-    from mtnlp.runs import safe
-
-    return safe.finetune
 
 
 def _adding(run: str, words: list[str], backbone: str | None) -> tuple[Source, list[str], dict[str, Start]]:

@@ -27,6 +27,7 @@ NOT_CONTENT = (
     "tasks",
     "track",
     "imports",
+    "safe",
 )  # names, places, and what stands by itself
 NAMED = 4  # differences that one reason names
 

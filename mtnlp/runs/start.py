@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtnlp import assemble
+from mtnlp import assemble, config
 from mtnlp.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -50,3 +50,15 @@ class Start:
 
 
 FRESH = Start()
+
+
+def trainer(source: config.Source, overrides: Iterable[str]) -> Callable[..., Report | None]:
+    """What trains a recipe: `runs.safe` where it says so, else `runs.train`."""
+    from mtnlp.runs import train
+
+    read, _ = config.read(source, overrides)
+    if read is None or not read.safe:
+        return train.finetune
+    from mtnlp.runs import safe
+
+    return safe.finetune
