@@ -48,6 +48,7 @@ ELSEWHERE = {  # how a line begins that is not run here -> what holds it
     "accelerate launch --multi_gpu": "proofs/test_processes.py launches it, `replicated`",
     "mtnlp eval runs/quickstart --suite": "runs/test_harness.py, since here tasks have fewer labels",
     "mtnlp compare quickstart": "compare/test_compare.py compares smaller runs",
+    "mtnlp compare benchmarks/real-tasks.yaml": "compare/test_compare.py compares smaller runs",
     "accelerate launch --use_fsdp": "proofs/test_processes.py launches it, `sharded`",
     **{f"python benchmarks/{name}.py": "test_benchmarks.py runs it with --quick" for name in MEASURED},
 }
