@@ -54,7 +54,12 @@ def state(place, **more):
     ("family", "strategy"),
     [
         *((("minilm", ENCODER), name) for name in strategies.names()),
-        *((("t5", TEXT), name) for name in strategies.names() if name != "heads"),
+        *((("t5", TEXT), name) for name in ("lora-per-task", "full")),
+        *(
+            pytest.param(("t5", TEXT), name, marks=pytest.mark.slow)
+            for name in strategies.names()
+            if name not in ("heads", "lora-per-task", "full")
+        ),
         (("SmolLM2", ("classify", "generate")), "lora-per-task"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],

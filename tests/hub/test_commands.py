@@ -102,6 +102,7 @@ def test_pull_fetches_what_it_then_says_how_to_use(hub, trained, tmp_path, capsy
     assert (tmp_path / "other" / "mine.txt").read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_sixty_four_adapters_are_one_commit(hub, trained):
     names = [f"own/task{i:02}" for i in range(64)]
     assert run("push", trained("many", names, steps=1), "ann/many") == 0
