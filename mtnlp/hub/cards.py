@@ -31,7 +31,7 @@ def bundle_card(manifest: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]],
     """
     name, backbone, strategy = manifest["name"], manifest["backbone"], manifest["model"]["strategy"]
     matter = _matter(manifest, tasks, report, library="mtnlp", name=name)
-    by = f"[mtnlp](https://pypi.org/project/mtnlp/) {manifest['mtnlp']}"
+    by = f"mtnlp {manifest['mtnlp']}"
     own = f"{len(tasks)} tasks on one backbone, {_code(backbone['name'])}, trained together by {by}"
     parts = [
         f"# {name}",

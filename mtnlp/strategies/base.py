@@ -184,9 +184,10 @@ class Strategy(nn.Module, ABC):
         """Put what `export` gave into the task's own row, bit for bit.
 
         Raises:
-            MtnlpError: names or shapes that are not those of this strategy on this backbone.
+            MtnlpError: names or shapes that are not those of this strategy on this backbone; or it has no way
+                to take adapters back, so that its bundles cannot be loaded.
         """
-        raise NotImplementedError
+        raise MtnlpError(f"{type(self).__name__} cannot take back the adapters that it gives away.")
 
 
 def freeze(backbone: Backbone) -> None:
