@@ -66,7 +66,9 @@ def finetune(
     console: Console | None = None,
     start: Start = FRESH,
 ) -> Report | None:
-    """Train as the recipe says: safely, or as `mtnlp.runs.train.finetune` does; see docs/safe-mode.md.
+    """Train a recipe that says `safe: true`: docs/safe-mode.md. `runs.start.trainer` comes here for those.
+
+    Where there is nothing to choose, it is trained as `runs.train.finetune` does, and a line says why.
 
     Returns:
         The final table of the shipped model; None after a dry run.
@@ -88,9 +90,8 @@ def finetune(
         console=console,
         start=start,
     )
-    recipe, _ = config.read(source, overrides)
-    if recipe is None or not recipe.safe:
-        return usual()
+    recipe, _ = config.read(source, overrides)  # `resolve` tells all that is wrong with it
+    assert recipe is not None, "a recipe that cannot be read never says `safe: true`"
     place = Path(out or Path("runs") / recipe.name)
     if not (why := _needless(recipe, start)):
         plan = resolve.resolve(source, overrides, look=train._bad_rows)
