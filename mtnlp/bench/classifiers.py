@@ -1,11 +1,11 @@
-"""Answers of a plain transformers network with a classification head of its own, for sequences or tokens.
+"""Answers of a plain transformers network with classification heads of its own, for sequences or tokens.
 
-It is asked like `predict.Predictor`; its head is matched to a task by the names of the labels.
+It is asked like `predict.Predictor`; a head is matched to a task by the names of the labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,10 @@ class Classifier:
     """Runs a network over questions.
 
     Args:
-        net: gives logits (S, C) or, for tokens, (S, L, C); config: its config.json.
+        net: gives logits (S, C) or, for tokens, (S, L, C).
         encoder: of the form "encoder".
+        configs: for every task index the config.json that describes its head.
+        choose: is told of every batch before the network sees it; a batch is of one task index.
         max_tokens: padded tokens per batch.
     """
 
@@ -35,12 +37,14 @@ class Classifier:
         self,
         net: torch.nn.Module,
         encoder: Encoder,
-        config: Mapping[str, Any],
+        configs: Sequence[Mapping[str, Any]],
         *,
+        choose: Callable[[Batch], None] = lambda batch: None,
         device: torch.device | str = "cpu",
         max_tokens: int = 4096,
     ) -> None:
-        self.net, self.encoder, self.config = net.to(device).eval(), encoder, config
+        self.net, self.encoder, self.configs = net.to(device).eval(), encoder, configs
+        self.choose = choose
         self.device, self.max_tokens = device, max_tokens
 
     def batches(
@@ -49,7 +53,7 @@ class Classifier:
         """See Predictor.batches."""
         for task, part in questions.items():
             found = self.encoder.encode(part.spec, list(part.examples))
-            store, chosen = TokenStore.from_columns(found), columns(self.config, part.spec)
+            store, chosen = TokenStore.from_columns(found), columns(self.configs[task], part.spec)
             whole = eval_batches(
                 {task: store},
                 {task: np.arange(len(store))},
@@ -70,6 +74,7 @@ class Classifier:
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if batch.token_type_ids is not None:
             inputs["token_type_ids"] = batch.token_type_ids
+        self.choose(batch)
         logits = self.net(**inputs).logits.float()[..., list(chosen)]
         if spec.kind == "tag":
             return [{"value": tags} for tags in logits.argmax(-1).tolist()]
@@ -86,4 +91,5 @@ class Classifier:
         self, part: Questions, row: int, answer: dict[str, Any], store: TokenStore, cut: bool
     ) -> dict[str, Any]:
         value = decode(part.spec, part.examples[row], answer["value"], store, row)
-        return {**answer, "value": value, **({"cut": True} if cut else {})}
+        lost = {"cut": self.encoder.loses(part.spec.kind)} if cut else {}
+        return {**answer, "value": value, **lost}

@@ -38,7 +38,12 @@ def columns(config: Mapping[str, Any], spec: TaskSpec) -> list[int]:
         return [0]
     names = [str(named[key]) for key in sorted(named, key=int)]
     labels = list(spec.labels or ())
-    if all(name == f"LABEL_{i}" for i, name in enumerate(names)) and len(names) == len(labels):
+    if all(name == f"LABEL_{i}" for i, name in enumerate(names)):
+        if len(names) != len(labels):
+            raise MtnlpError(
+                f"its head has {len(names)} outputs without names, and the task {len(labels)} labels "
+                f"({', '.join(labels[:12])}). Give the task as many `labels`, in the order of the outputs."
+            )
         return list(range(len(labels)))
     place = {name.casefold(): i for i, name in enumerate(names)}
     if lacking := [label for label in labels if label.casefold() not in place]:

@@ -23,9 +23,10 @@ from mtnlp.bench.questions import LIKELIHOODS, Questions
 from mtnlp.bench.shots import document
 from mtnlp.data.batch import Batch
 from mtnlp.data.collate import eval_batches
-from mtnlp.data.encode import Encoder, decode
+from mtnlp.data.encode import SHORTEST, Encoder, decode
 from mtnlp.data.packed import Packed, option_batches
 from mtnlp.data.store import TokenStore
+from mtnlp.errors import MtnlpError
 from mtnlp.models import likelihood
 from mtnlp.models.generation import Generation
 from mtnlp.models.multitask import MultitaskModel
@@ -78,7 +79,7 @@ class Predictor:
         self, questions: Mapping[int, Questions], *, shared: bool = False
     ) -> Iterator[list[Answered]]:
         """The same, batch after batch, as soon as each is answered: what has come is whole, and a stop loses
-        one batch. Each example comes once; an answer to one that lost tokens has "cut": True.
+        one batch. Each example comes once; an answer to one that lost tokens has "cut": which it lost.
 
         Args:
             shared: this process answers only its share of the batches; see `bench.ranks`.
@@ -88,7 +89,7 @@ class Predictor:
             for task, row, answer in answers:
                 part = questions[task]
                 if part.examples[row].index in self._cut.get(part.spec.name, ()):
-                    answer["cut"] = True
+                    answer["cut"] = self.encoder.loses(part.spec.kind)
             yield answers
 
     def _answers(self, asked: Mapping[int, Questions]) -> Iterator[list[Answered]]:
@@ -201,7 +202,11 @@ class Predictor:
         return Generation(**{"max_new_tokens": self.max_new_tokens, **part.generation})
 
     def _written(self, questions: Mapping[int, Questions], how: Generation) -> Iterator[list[Answered]]:
-        stores = {task: self._store(part, part.examples) for task, part in questions.items()}
+        encoder = self._leaving(how.max_new_tokens)
+        stores = {
+            task: self._store(part, [replace(one, target=None) for one in part.examples], encoder)
+            for task, part in questions.items()
+        }
         for batch in self._batches(stores, generate=True):
             keys = [
                 document(questions[part.task].examples[row])
@@ -216,6 +221,19 @@ class Predictor:
                     value = parse(asked.spec, asked.examples[row], text)
                     answered.append((part.task, row, {"value": value, "text": text}))
             yield answered
+
+    def _leaving(self, new: int) -> Encoder:
+        """The encoder whose prompts leave room for so many new tokens behind them, in a decoder."""
+        own = self.encoder
+        if own.form != "decoder" or new == own.max_target_length:
+            return own
+        if own.max_length < SHORTEST + new:
+            raise MtnlpError(
+                f"{self.model.backbone.described} reads {own.max_length} tokens, the new ones among them: "
+                f"max_new_tokens={new} leaves too little room for a prompt. Ask for at most "
+                f"{max(0, own.max_length - SHORTEST)}."
+            )
+        return Encoder(own.tokenizer, own.form, own.max_length, max(new, 2))
 
     def _batches(self, stores: Mapping[int, TokenStore], *, generate: bool = False) -> Iterator[Batch]:
         rows = {task: np.arange(len(store)) for task, store in stores.items()}
@@ -239,9 +257,11 @@ class Predictor:
         on_cpu = torch.device(self.device).type == "cpu"
         return on_cpu and self.encoder.form == "encoder-decoder" and self.model.backbone.runs_flat
 
-    def _store(self, part: Questions, examples: Sequence[Example]) -> TokenStore:
+    def _store(
+        self, part: Questions, examples: Sequence[Example], encoder: Encoder | None = None
+    ) -> TokenStore:
         drawn = [part.drawn[document(example)] for example in examples] if part.drawn else None
-        columns = self.encoder.encode(
+        columns = (encoder or self.encoder).encode(
             part.spec, list(examples), template=part.template, shots=part.shots, drawn=drawn
         )
         self._cut[part.spec.name] = {examples[i].index for i in columns.cut}

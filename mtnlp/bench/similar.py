@@ -55,15 +55,22 @@ class Similarity:
         if any(example.inputs.get("text_pair") is None for example in examples):
             raise MtnlpError("a plain encoder can compare two texts, and this task has rows of one.")
         pairs = [(example.inputs["text"], example.inputs["text_pair"]) for example in examples]
-        return [{"value": float(value)} for value in similarity(self.embedder, pairs)]
+        return [
+            {"value": float(value), **_lost(cut)} for value, cut in zip(*similarity(self.embedder, pairs))
+        ]
 
     def _choices(self, examples: list[Example]) -> list[dict[str, Any]]:
         pairs = [(_stem(example), choice) for example in examples for choice in example.inputs["choices"]]
         ends = np.cumsum([len(example.inputs["choices"]) for example in examples])[:-1]
+        found, cut = (np.split(own, ends) for own in similarity(self.embedder, pairs))
         return [
-            {"value": int(own.argmax()), "scores": own.tolist()}
-            for own in np.split(similarity(self.embedder, pairs), ends)
+            {"value": int(own.argmax()), "scores": own.tolist(), **_lost(lost.any())}
+            for own, lost in zip(found, cut, strict=True)
         ]
+
+
+def _lost(cut: bool) -> dict[str, str]:
+    return {"cut": "the end of a text"} if cut else {}
 
 
 def _stem(example: Example) -> str:

@@ -39,6 +39,11 @@ if TYPE_CHECKING:
 FORMS = ("encoder", "encoder-decoder", "decoder")
 VERSION = 1  # of the code below; raise it when the same example would become other columns
 SHORTEST = 8
+LOST = {  # what inputs that are too long lose
+    "choose": "the start of the context and question",
+    "tag": "the last words",
+    "span": "the end of the question",
+}
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,12 @@ class Encoder:
         columns."""
         settings = [VERSION, self.form, self.max_length, self.max_target_length, self.pieces.fingerprint()]
         return hashlib.blake2b(json.dumps(settings).encode(), digest_size=16).hexdigest()
+
+    def loses(self, kind: str) -> str:
+        """What an input of such a task loses when it is too long."""
+        if self.form != "encoder":
+            return "solved examples, then the start of the prompt"
+        return LOST.get(kind, "the end of the longer text")
 
     def encode(
         self,

@@ -181,9 +181,11 @@ def _with_peft(manifest: Mapping[str, Any], task: Mapping[str, Any], library: st
         if task["peft"]["class"] and task["spec"]["kind"] != "span"
         else ""
     )
+    revision = manifest["backbone"]["revision"]
+    pinned = f', revision="{revision}"' if revision else ""
     lines = [
         "import torch, transformers, peft",
-        f'base = transformers.{auto}.from_pretrained("{base}"{count})',
+        f'base = transformers.{auto}.from_pretrained("{base}"{pinned}{count})',
         "# HERE: this folder; or owner/name, with subfolder=",
         'model = peft.PeftModel.from_pretrained(base, "HERE").eval()',
     ]

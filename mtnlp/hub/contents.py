@@ -30,7 +30,7 @@ def write(
 
     Args:
         folder: the bundle's, with nothing in it.
-        model: on the CPU, with its trained weights.
+        model: with its trained weights.
         names: of the backbone's parameters, before the strategy edited it.
         base: what adapters call their backbone.
 

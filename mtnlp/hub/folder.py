@@ -74,8 +74,7 @@ def publish(folder: Path, address: Address, owned: Callable[[str], bool]) -> boo
     """Make the files below `folder` those of the place; whether anything had to be changed."""
     place = Path(address.place)
     files = listed(folder)
-    with _alone(place):
-        place.mkdir(parents=True, exist_ok=True)
+    with _alone(place), _made(place):
         finish(place)
         there = listed(place)
         new = [
@@ -95,6 +94,20 @@ def publish(folder: Path, address: Address, owned: Callable[[str], bool]) -> boo
         _decide(folder, place, new, gone)
         finish(place)
     return True
+
+
+@contextmanager
+def _made(place: Path) -> Iterator[None]:
+    """Inside, the folder is there; one that is new and still empty when something fails goes again."""
+    new = not place.exists()
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if new:
+            with suppress(OSError):  # it is not empty: the push was decided
+                place.rmdir()
+        raise
 
 
 def finish(place: Path) -> None:

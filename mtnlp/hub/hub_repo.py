@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi, RepoFile
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+class Unfinished(Exception):
+    """A push that broke off after it had made its place: the cause says why, the text what is new."""
 
 
 def fetch(address: Address, check: Callable[[dict[str, int]], None]) -> Path:
@@ -94,37 +98,56 @@ def publish(
 
     Raises:
         MtnlpError: a branch that cannot be pushed to, a public repository where a private one is asked for.
+        Unfinished: a place was made, and then the push broke off. It stays: what has arrived is in there.
         What huggingface_hub raises: see `reason`.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, RepoFile
-
     if address.pinned:
         raise MtnlpError(f"{address.shown}: a push goes to a branch, and this is a commit. Leave it out.")
     if create_pr and address.revision not in (None, "main"):
         raise MtnlpError(f"{address.shown}: a pull request is made against main. Leave the branch out.")
     files = local.listed(folder)
+    made: list[str] = []
     with hub.at_once():
         api = _api()
-        head = _head(api, address, private)
-        entries = api.list_repo_tree(address.place, recursive=True, revision=head)
-        there = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-        operations: list[Any] = [
-            CommitOperationAdd(name, folder / name)
-            for name in files
-            if name not in there or not _same(folder / name, there[name])
-        ]
-        operations += [CommitOperationDelete(name) for name in there if name not in files and owned(name)]
-        if not operations:
-            return head, f"{api.endpoint}/{address.place}/commit/{head}", False
-        commit = api.create_commit(
-            address.place,
-            operations,
-            commit_message=message,
-            revision=address.revision,
-            parent_commit=head,
-            create_pr=create_pr,
-        )
+        try:
+            head = _head(api, address, private, made)
+            operations = _operations(api, address, head, folder, files, owned)
+            if not operations:
+                return head, f"{api.endpoint}/{address.place}/commit/{head}", False
+            commit = api.create_commit(
+                address.place,
+                operations,
+                commit_message=message,
+                revision=address.revision,
+                parent_commit=head,
+                create_pr=create_pr,
+            )
+        except failures() as error:
+            if not made:
+                raise
+            raise Unfinished(made[0]) from error
     return commit.oid, commit.pr_url or commit.commit_url, True
+
+
+def _operations(
+    api: HfApi,
+    address: Address,
+    head: str,
+    folder: Path,
+    files: Iterable[str],
+    owned: Callable[[str], bool],
+) -> list[Any]:
+    """What makes the files of a commit those of a folder."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, RepoFile
+
+    entries = api.list_repo_tree(address.place, recursive=True, revision=head)
+    there = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    new = [
+        CommitOperationAdd(name, folder / name)
+        for name in files
+        if name not in there or not _same(folder / name, there[name])
+    ]
+    return [*new, *(CommitOperationDelete(name) for name in there if name not in files and owned(name))]
 
 
 def _api() -> HfApi:
@@ -133,8 +156,8 @@ def _api() -> HfApi:
     return HfApi(library_name="mtnlp", library_version=__version__)
 
 
-def _head(api: HfApi, address: Address, private: bool) -> str:
-    """The commit to build on; of a repository or branch that is made if need be."""
+def _head(api: HfApi, address: Address, private: bool, made: list[str]) -> str:
+    """The commit to build on; of a repository or branch that is made if need be, which `made` is told of."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     name, branch = address.place, address.revision
@@ -144,11 +167,13 @@ def _head(api: HfApi, address: Address, private: bool) -> str:
         raise
     except RepositoryNotFoundError:
         api.create_repo(name, private=private or None, exist_ok=True)
+        made.append(f"The repository is new; `hf repos delete {name}` would take it away again.")
         info = api.model_info(name)
         if branch not in (None, "main"):
             api.create_branch(name, branch=branch, exist_ok=True)
     except RevisionNotFoundError:
         api.create_branch(name, branch=branch, exist_ok=True)
+        made.append(f"The branch is new; `hf repos branch delete {name} {branch}` would take it away again.")
         info = api.model_info(name, revision=branch)
     if private and not info.private:
         raise MtnlpError(
@@ -181,7 +206,7 @@ def failures() -> tuple[type[Exception], ...]:
     """What its client raises for reasons outside this program."""
     from huggingface_hub.errors import HTTPError
 
-    return (OSError, HTTPError, ValueError, RuntimeError)
+    return (OSError, HTTPError, ValueError, RuntimeError, Unfinished)
 
 
 def reason(error: BaseException, address: Address) -> str | None:
@@ -202,9 +227,11 @@ def reason(error: BaseException, address: Address) -> str | None:
     if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
         return _out_of_reach()
     if status == 401:
-        return f"the hub lets nobody in without a login (401), and {_login_state()}. So {LOGIN}, {again}."
+        why = f"the hub lets nobody in without a login (401), and {_login_state()}"
+        return f"{why}. So {LOGIN}, {again}. If a folder is meant: ./{name}."
     if status == 403:
-        return f"your token may not (403). Get one that may at {site}/settings/tokens; {LOGIN}, {again}."
+        fix = f"Get one that may at {site}/settings/tokens; {LOGIN}, {again}"
+        return f"your token may not (403). {fix}. If a folder is meant: ./{name}."
     if status == 412:
         return (
             "somebody else has pushed meanwhile, so nothing of this push was written (412). Look at what "

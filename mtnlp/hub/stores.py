@@ -129,13 +129,16 @@ def _secrets(place: Address) -> list[str]:
 
 def _reason(error: Exception, place: Address) -> str:
     """What went wrong and what to do, in one line."""
+    if isinstance(error, hub_repo.Unfinished):
+        return f"{_reason(error.__cause__, place)} {error}"
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # of a thread that sent a file
     if place.kind == "hub" and (known := hub_repo.reason(error, place)):
         return known
     again = "then run the same command again"
     if isinstance(error, OSError) and error.strerror:
-        where = f" ({error.filename})" if error.filename else ""
+        path = error.filename2 or error.filename  # of a copy, where to
+        where = f" ({path})" if path else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"the disk is full{where}. Free some space, {again}. HF_HOME, MTNLP_CACHE move the caches."
         return f"{error.strerror}{where}. Mend that, {again}."

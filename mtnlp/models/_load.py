@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,9 +60,17 @@ def load(
 
 
 def with_head(
-    name: str, config: Mapping[str, Any], revision: str | None, trust_remote_code: bool
+    name: str,
+    config: Mapping[str, Any],
+    revision: str | None,
+    trust_remote_code: bool,
+    given: Collection[str] = (),
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int]:
     """A network with the classification head it was saved with, its tokenizer, and most tokens it reads.
+
+    Args:
+        config: its config.json, or that of another network whose class is wanted.
+        given: names of weights that need not be there: adapters bring them.
 
     Raises:
         MtnlpError: it cannot be loaded, or its files lack weights of the head.
@@ -88,8 +96,16 @@ def with_head(
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise MtnlpError(f"{name}: cannot be loaded ({_first_line(error)}).") from None
-    if missing := sorted(info["missing_keys"]):
-        raise MtnlpError(f"{name}: its files lack {len(missing)} of its weights, such as {missing[0]}.")
+    if missing := sorted(set(info["missing_keys"]) - set(given)):
+        more = ", and so does an adapter" if given else ""
+        raise MtnlpError(
+            f"{name}: its files lack {len(missing)} of the weights of {type(net).__name__}, such as "
+            f"{missing[0]}{more}."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if net.config.pad_token_id is None:  # a decoder's class looks for the last token before it
+        net.config.pad_token_id = tokenizer.pad_token_id
     return net, tokenizer, Backbone(net, tokenizer, "encoder").max_length
 
 

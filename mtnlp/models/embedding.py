@@ -192,14 +192,16 @@ def embed(
     return embedder.queries(texts).vectors
 
 
-def similarity(embedder: Embedder, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-    """(N,) float64 cosine of the two texts of each pair, -1..1; both are embedded as queries.
+def similarity(embedder: Embedder, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) float64 cosine of the two texts of each pair, -1..1, and (N,) bool, whether one of them was cut.
 
-    0 where a vector is all zeros; NaN where one is not finite.
+    Both are embedded as queries. A cosine is 0 where a vector is all zeros; NaN where one is not finite.
     """
     places = {text: i for i, text in enumerate(dict.fromkeys(text for pair in pairs for text in pair))}
-    vectors = embedder.queries(list(places)).vectors.astype(np.float64)
-    a, b = (vectors[np.array([places[pair[side]] for pair in pairs], np.int64)] for side in (0, 1))
+    embedded = embedder.queries(list(places))
+    vectors = embedded.vectors.astype(np.float64)
+    one, two = (np.array([places[pair[side]] for pair in pairs], np.int64) for side in (0, 1))
+    a, b = vectors[one], vectors[two]
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosines = (a * b).sum(1) / np.where(lengths == 0, 1, lengths)
-    return np.clip(cosines, -1, 1)
+    return np.clip(cosines, -1, 1), np.isin(one, embedded.cut) | np.isin(two, embedded.cut)

@@ -29,7 +29,7 @@ from mtnlp.runs import asked, saved, scoring, search, session
 from mtnlp.runs.scoring import Judged
 from mtnlp.runs.targets import RunTarget, Target
 from mtnlp.tasks.answers import options
-from mtnlp.tasks.spec import Example, Template
+from mtnlp.tasks.spec import Example, TaskSpec, Template
 
 if TYPE_CHECKING:
     from mtnlp.bench.predict import Predictor
@@ -75,7 +75,9 @@ def evaluate(
     for entry in suite.entries:
         try:
             data = (opened or {}).get(entry.spec.name) or _opened(target, entry)
-            judged += _entry(target, entry, data, progress, resamples)
+            models, unable = _able(target, data.spec)
+            skipped += unable
+            judged += _entry(target, entry, data, models, progress, resamples) if models else []
         except MtnlpError as error:
             skipped.append({"task": entry.spec.name, "reason": str(error)})
     for one in suite.searches:
@@ -115,11 +117,27 @@ def _opened(target: Target, entry: Entry) -> TaskData:
     return TaskData.open(spec if entry.shots is None else spec.replace(shots=0))
 
 
+def _able(target: Target, spec: TaskSpec) -> tuple[list[str], list[dict[str, str]]]:
+    """The models of a target that can answer a task, and why the others cannot."""
+    able, unable = [], []
+    for model in target.models:
+        try:
+            target.check(model, spec)
+            able.append(model)
+        except MtnlpError as error:
+            unable.append({"task": spec.name, "reason": f"{model}: {error}" if model else str(error)})
+    return able, unable
+
+
 def _entry(
-    target: Target, entry: Entry, data: TaskData, progress: Callable[[str], None], resamples: int
+    target: Target,
+    entry: Entry,
+    data: TaskData,
+    models: Sequence[str],
+    progress: Callable[[str], None],
+    resamples: int,
 ) -> list[Judged]:
-    """One task with each of its templates, for all models of a target."""
-    target.check(data.spec)
+    """One task with each of its templates, for those models of a target that can answer it."""
     rows = asked.read(data, entry)
     samples = Samples(cache_dir() / "answers" / f"{target.digest(target.models[0])}.jsonl")
     found, drawn = [], _drawn(data, entry, rows.examples)
@@ -134,8 +152,7 @@ def _entry(
             entry.generation,
         )
         questioned = {
-            model: Asked(target.index(model, data.spec), target.digest(model), questions)
-            for model in target.models
+            model: Asked(target.index(model, data.spec), target.digest(model), questions) for model in models
         }
         progress(" ".join(filter(None, (data.spec.name, template))) + f": {len(rows.examples):,} rows")
         answers = _answers(target, entry, samples, questioned)

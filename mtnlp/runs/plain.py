@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from mtnlp.bench.classifiers import Classifier
     from mtnlp.bench.predict import Predictor
     from mtnlp.bench.similar import Similarity
+    from mtnlp.data.batch import Batch
+    from mtnlp.strategies._peft_files import Adapter
 
 ASKED = 2048  # padded tokens of a batch that a plain model is asked; on a CPU larger ones are slower
 
@@ -51,11 +53,13 @@ def build(
     device = _device()
     if backbone.family == "encoder":
         if adapters:
-            raise MtnlpError(f"--adapter: {name} is an encoder without a head; adapters go with text models.")
+            raise MtnlpError(
+                f"--adapter: {name} is an encoder, and {next(iter(adapters))} has no head for it: expected "
+                "SEQ_CLS or TOKEN_CLS as task_type in its adapter_config.json."
+            )
         return Similarity(Embedder(backbone.to(device).eval()))
     if adapters:
-        rows = {key: _peft_files.read(path) for key, path in adapters.items()}
-        strategy = _peft_files.attach(backbone, rows)
+        strategy = _peft_files.attach(backbone, {key: _text_adapter(path) for key, path in adapters.items()})
     else:
         strategy = strategies.get("full")()
     model = MultitaskModel(backbone, strategy, {}, list(adapters) or [name]).to(device).eval()
@@ -71,23 +75,68 @@ def build(
     )
 
 
+def _text_adapter(path: Path) -> Adapter:
+    from mtnlp.strategies import _peft_files
+
+    found = _peft_files.read(path)
+    if found.saved:
+        raise MtnlpError(
+            f"--adapter {path}: it holds whole modules ({', '.join(found.saved)}). They are read where "
+            "task_type in adapter_config.json is SEQ_CLS or TOKEN_CLS, and nowhere else."
+        )
+    return found
+
+
 def build_classifier(
-    name: str, config: Mapping[str, Any], *, revision: str | None = None, trust_remote_code: bool = False
+    name: str,
+    configs: Sequence[Mapping[str, Any]],
+    adapters: Mapping[str, Adapter] | None = None,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Classifier:
-    """What asks a plain network with a head of its own, in float32.
+    """What asks a plain network with a head of its own, in float32; or with adapters that have heads, each of
+    them a row of one bank.
 
     Args:
-        name: folder or hub id; config: its config.json.
+        name: folder or hub id.
+        configs: its config.json; of adapters one for each, alike in their `architectures`.
 
     Raises:
-        MtnlpError: it cannot be loaded.
+        MtnlpError: it cannot be loaded, or an adapter does not fit it.
     """
     from mtnlp.bench.classifiers import Classifier
     from mtnlp.data.encode import Encoder
     from mtnlp.models import _load
 
-    net, tokenizer, longest = _load.with_head(name, config, revision, trust_remote_code)
-    return Classifier(net, Encoder(tokenizer, "encoder", min(512, longest)), config, device=_device())
+    given = [
+        {f"{module}.{key}" for module, tensors in adapter.saved.items() for key in tensors}
+        for adapter in (adapters or {}).values()
+    ]
+    common = set.intersection(*given) if given else ()
+    net, tokenizer, longest = _load.with_head(name, configs[0], revision, trust_remote_code, common)
+    choose = _attached(net, tokenizer, name, adapters) if adapters else (lambda batch: None)
+    encoder = Encoder(tokenizer, "encoder", min(512, longest))
+    return Classifier(net, encoder, configs, choose=choose, device=_device())
+
+
+def _attached(
+    net: Any, tokenizer: Any, name: str, adapters: Mapping[str, Adapter]
+) -> Callable[[Batch], None]:
+    """Put adapters into a network; what then chooses that of a batch."""
+    from mtnlp.models.backbone import Backbone
+    from mtnlp.strategies import _peft_files
+
+    strategy = _peft_files.attach(Backbone(net, tokenizer, "encoder", name=name), adapters).to(_device())
+    strategy.requires_grad_(False)
+
+    def choose(batch: Batch) -> None:
+        tasks = [part.task for part in batch.slices]
+        if not strategy.holds(tasks):
+            strategy.begin(tasks)
+        strategy.select(batch.task_ids, batch.attention_mask, tasks=tasks)
+
+    return choose
 
 
 def _device() -> str:

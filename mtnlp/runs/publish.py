@@ -17,13 +17,14 @@ from mtnlp.config import ALIASES
 from mtnlp.errors import MtnlpError, did_you_mean, shown
 from mtnlp.hub import addresses, bundle, cards, stores
 from mtnlp.models.places import folder_of
-from mtnlp.runs import harness, trained
+from mtnlp.runs import harness, saved, trained
 from mtnlp.runs.folder import RunFolder, spec_to_json
 from mtnlp.runs.targets import RunTarget
 from mtnlp.runs.trained import Trained
 from mtnlp.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
+    from mtnlp.bench.predict import Predictor
     from mtnlp.hub.stores import Published
     from mtnlp.models.backbone import Backbone
 
@@ -148,11 +149,10 @@ def _write(found: Trained, folder: Path, trust_remote_code: bool) -> None:
     about = _backbone(recipe.model.backbone, backbone)
     names = [name for name, _ in backbone.net.named_parameters()]
     settings = _model(recipe.data()["model"], backbone)
-    model = assemble.build_model(recipe, found.specs, backbone)
-    found.fill(model)
+    predictor = saved.live(found, backbone=backbone, trust_remote_code=trust_remote_code).predictor
     specs = {spec.name: spec for spec in found.specs}
-    forms = contents.write(folder, model, specs, names, about["name"])
-    report = scores(found, trust_remote_code=trust_remote_code)
+    forms = contents.write(folder, predictor.model, specs, names, about["name"])
+    report = _scores(found, predictor)
     data = recipe.data()
     manifest = {
         "name": recipe.name,
@@ -232,21 +232,21 @@ def _task(
     }
 
 
-def scores(found: Trained, *, trust_remote_code: bool = False) -> Report:
+def _scores(found: Trained, predictor: Predictor) -> Report:
     """The final scores of a run, with intervals where its rows are still there."""
-    saved = Report.from_dict(json.loads(RunFolder(found.where).results.read_text("utf-8")))
-    splits = dict.fromkeys(score.split for score in saved.scores)
-    target, sure = RunTarget(found, trust_remote_code=trust_remote_code), {}
+    final = Report.from_dict(json.loads(RunFolder(found.where).results.read_text("utf-8")))
+    splits = dict.fromkeys(score.split for score in final.scores)
+    target, sure = RunTarget(found), {}
+    target.predictor = predictor
     for split in splits:
-        names = [score.task for score in saved.scores if score.split == split]
+        names = [score.task for score in final.scores if score.split == split]
         for name in names:
             try:
                 for score in harness.evaluate_own(target, [name], split, None).report.scores:
                     sure[score.task] = score
             except MtnlpError:
                 continue  # its rows are gone: the score stays as it was, without an interval
-    kept = tuple(sure.get(score.task, score) for score in saved.scores)
-    return replace(saved, scores=kept)
+    return replace(final, scores=tuple(sure.get(score.task, score) for score in final.scores))
 
 
 def _ledger(path: Path) -> list[dict[str, Any]] | None:

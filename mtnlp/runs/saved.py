@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mtnlp.bench.evaluate import Report
     from mtnlp.bench.predict import Predictor
     from mtnlp.data.task_data import TaskData
+    from mtnlp.models.backbone import Backbone
     from mtnlp.runs.targets import RunTarget
 
 _NO_COLUMN = "\0"  # where no row has an answer: it is not asked for, and whatever stands there is no mistake
@@ -107,13 +108,17 @@ def load(
     return live(found, trust_remote_code=trust_remote_code)
 
 
-def live(found: Trained, *, trust_remote_code: bool = False) -> Model:
-    """The model that was found, loaded."""
+def live(found: Trained, *, backbone: Backbone | None = None, trust_remote_code: bool = False) -> Model:
+    """The model that was found, loaded.
+
+    Args:
+        backbone: its backbone, where it is loaded already; it is edited.
+    """
     found.require(trust_remote_code=trust_remote_code)
     recipe, specs = found.recipe, found.specs
     recipe, _ = assemble.settle(recipe)  # early runs did not keep what was chosen
     accelerator = assemble.build_accelerator(recipe)
-    backbone = assemble.build_backbone(recipe, trust_remote_code=trust_remote_code)
+    backbone = backbone or assemble.build_backbone(recipe, trust_remote_code=trust_remote_code)
     found.check(backbone)
     encoder = assemble.encoder_for(recipe, backbone.tokenizer, backbone.family)
     model = assemble.build_model(recipe, specs, backbone)
@@ -180,7 +185,7 @@ def _opened_all(
     opened, problems, splits = [], [], set()
     for spec in specs:
         try:
-            data = _opened(spec, recipe)
+            data = open_task(spec, recipe)
             splits |= set(data.splits)
             data.rows(split)
             opened.append(data)
@@ -196,7 +201,7 @@ def _opened_all(
     return opened
 
 
-def _opened(spec: TaskSpec, recipe: Recipe) -> TaskData:
+def open_task(spec: TaskSpec, recipe: Recipe) -> TaskData:
     """A task of a run, with its rows.
 
     Where they are not in files (a Natural-Instructions task, or one that a script under `imports` registers),

@@ -159,11 +159,12 @@ def _broken(answers: Answers, measured: Mapping[str, float]) -> list[str]:
 
 
 def _cut(answers: Answers) -> tuple[str, ...]:
-    """How many inputs lost tokens."""
-    cut = sum(bool(answer.get("cut")) for answer in answers)
-    return (
-        (f"{cut} of {len(answers):,} inputs were longer than the model reads, and were cut.",) if cut else ()
-    )
+    """How many inputs lost tokens, and which."""
+    lost = [answer["cut"] for answer in answers if answer.get("cut")]
+    if not lost:
+        return ()
+    told = f"{len(lost):,} of {len(answers):,} inputs were longer than the model reads and lost tokens"
+    return (f"{told}: {'; '.join(dict.fromkeys(lost))}.",)
 
 
 def _half_scored(entry: Entry, answers: Answers) -> list[str]:

@@ -28,11 +28,15 @@ from mtnlp.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
     from mtnlp.bench.predict import Predictor
+    from mtnlp.strategies._peft_files import Adapter
 
 LONGEST = 2048  # tokens of a prompt, where the model itself sets no lower limit
 ANSWER = 256  # tokens of an answer
+HEADS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}  # peft's task_type
 LIBRARIES = ("torch", "transformers", "tokenizers")
 CODE = (
+    "bench/classifiers.py",
+    "bench/labels.py",
     "bench/predict.py",
     "bench/similar.py",
     "data",
@@ -78,8 +82,8 @@ class Target(ABC):
             MtnlpError: they cannot; why.
         """
 
-    def check(self, spec: TaskSpec) -> None:
-        """Whether a task can be answered, once its labels are known. MtnlpError if not."""
+    def check(self, model: str, spec: TaskSpec) -> None:
+        """Whether a model can answer a task, once its labels are known. MtnlpError if not."""
         return
 
     @abstractmethod
@@ -194,12 +198,57 @@ class ClassifierTarget(ModelTarget):
         super().__init__(name, **options)
         self.config = config
 
-    def check(self, spec: TaskSpec) -> None:
+    def check(self, model: str, spec: TaskSpec) -> None:
         labels.columns(self.config, spec)
 
     def _load(self) -> Predictor:
         return plain.build_classifier(
-            self.name, self.config, revision=self.revision, trust_remote_code=self.trust
+            self.name, [self.config], revision=self.revision, trust_remote_code=self.trust
+        )
+
+
+class HeadsTarget(ModelTarget):
+    """A plain network with adapters that have a classification head each, as peft saves them."""
+
+    @cached_property
+    def _read(self) -> dict[str, Adapter]:
+        from mtnlp.strategies import _peft_files
+
+        return {model: _peft_files.read(folder) for model, folder in self.adapters.items()}
+
+    @cached_property
+    def _configs(self) -> dict[str, dict[str, Any]]:
+        """What describes the head of every adapter. Labels have names where the folder has a config.json."""
+        from mtnlp.strategies import _peft_heads
+
+        found = {}
+        for model, folder in self.adapters.items():
+            count = _peft_heads.scores(self._read[model].saved)
+            if count is None:
+                raise MtnlpError(
+                    f"--adapter {folder}: adapter_model.safetensors holds no head: expected the weight of a "
+                    f"{' or '.join(_peft_heads.OUTPUTS)} that modules_to_save names."
+                )
+            names = {str(i): f"LABEL_{i}" for i in range(count)}
+            kept = _config(folder).get("id2label") if (folder / "config.json").exists() else None
+            if kept is not None and (not isinstance(kept, dict) or kept.keys() != names.keys()):
+                raise MtnlpError(
+                    f"{folder / 'config.json'}: id2label: expected names for 0 to {count - 1}, as the head "
+                    f"has {count} outputs, found {shown(kept)}."
+                )
+            found[model] = {"architectures": [f"X{_head_of(folder)}"], "id2label": kept or names}
+        return found
+
+    def check(self, model: str, spec: TaskSpec) -> None:
+        labels.columns(self._configs[model], spec)
+
+    def _load(self) -> Predictor:
+        return plain.build_classifier(
+            self.name,
+            list(self._configs.values()),
+            self._read,
+            revision=self.revision,
+            trust_remote_code=self.trust,
         )
 
 
@@ -234,11 +283,18 @@ def open_target(
         )
     folder = folder_of(name, revision)
     config = _config(folder) if folder else {}
-    if labels.head_of(config):
-        if adapters:
-            raise MtnlpError("--adapter goes with a model that writes text, and this one has a head.")
-        return ClassifierTarget(name, config, revision=revision, trust_remote_code=trust_remote_code)
-    target = ModelTarget(name, adapters, revision=revision, trust_remote_code=trust_remote_code)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if labels.head_of(config) and not adapters:
+        return ClassifierTarget(name, config, **options)
+    target = ModelTarget(name, adapters, **options)
+    heads = {model: _head_of(folder) for model, folder in target.adapters.items()}
+    if len(set(heads.values())) > 1:
+        told = ", ".join(f"{model} for {head or 'text'}" for model, head in heads.items())
+        raise MtnlpError(
+            f"--adapter: all must be for one class of network, found {told}. Evaluate them apart."
+        )
+    if any(heads.values()):
+        target = HeadsTarget(name, adapters, **options)
     if folder is None:
         _ = target.predictor  # downloads it, or says that there is no such model, before anything is asked
     return target
@@ -266,12 +322,21 @@ def _trained(name: str, path: Path, revision: str | None, backbone: str | None) 
         return None
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     try:
-        found = json.loads((folder / "config.json").read_text("utf-8"))
+        found = json.loads((folder / name).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise MtnlpError(f"{folder / 'config.json'}: cannot be read ({error}).") from None
+        raise MtnlpError(f"{folder / name}: cannot be read ({error}).") from None
     return found if isinstance(found, dict) else {}
+
+
+def _head_of(adapter: Path) -> str | None:
+    """The head that an adapter was trained with, a key of labels.KINDS; None = it has none."""
+    path = adapter / "adapter_config.json"
+    config = _config(adapter, path.name) if path.exists() else {}
+    mapping = config.get("auto_mapping")  # where peft was not told a task_type
+    trained = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    return labels.head_of({"architectures": [HEADS.get(str(config.get("task_type")), str(trained))]})
 
 
 def _adapter_folder(name: str) -> Path:

@@ -151,6 +151,11 @@ def find(place: Path | str, *, revision: str | None = None, backbone: str | None
     if RunFolder(path).holds_run() or not (bundle.is_bundle(path) or _elsewhere(str(place))):
         if backbone is not None:
             raise MtnlpError(f"--backbone goes with a bundle, and {place} holds no {bundle.MANIFEST}.")
+        if (path / bundle.ADAPTER_CONFIG).is_file():
+            raise MtnlpError(
+                f"{place} is an adapter, which knows no task. Name a run or a whole bundle; or ask it "
+                f"the tasks of a suite: `mtnlp eval MODEL --adapter {place} --suite SUITE`."
+            )
         return finished(path)
     return _of_bundle(str(place), bundle.read(_fetched(str(place), revision)), backbone)
 

@@ -34,7 +34,7 @@ def saved(folder, kind, names, **more):
 def answers(place, config, spec, inputs):
     config = config | {"architectures": tr.AutoConfig.from_pretrained(place).architectures}
     examples = [Example(spec.name, i, one, None) for i, one in enumerate(inputs)]
-    asks, found = plain.build_classifier(place, config), {}
+    asks, found = plain.build_classifier(place, [config]), {}
     for batch in asks.batches({0: Questions(spec, examples)}):
         found |= {row: answer for _, row, answer in batch}
     return [found[row] for row in range(len(inputs))]

@@ -75,6 +75,8 @@ def test_a_card_shows_intervals_ledger_licences_and_digests_and_nothing_that_is_
     assert "| glue/x | 1,200 | 600 | 0.50 | 12,345 | 0.750 |" in text
     assert "| glue/x | hub:ann/data/part@abc123 | MIT |" in text and "| not stated |" in text
     assert "- Ann 2020" in text and "d" * 64 in text and "t" * 64 in text
+    own = cards.task_card(MANIFEST, tasks()[0], REPORT)
+    assert 'AutoModel.from_pretrained("ann/base", revision="abc")' in own
 
 
 def test_the_result_file_of_a_hub_data_set_is_what_the_hub_s_own_client_reads():

@@ -110,11 +110,16 @@ def test_similarity_is_the_cosine_of_each_pair_and_reads_a_text_once(monkeypatch
     whole = Embedder._embed
     monkeypatch.setattr(Embedder, "_embed", lambda own, texts: read.extend(texts) or whole(own, texts))
 
-    found = similarity(Embedder(made, normalise=False), pairs)
+    found, cut = similarity(Embedder(made, normalise=False), pairs)
 
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert found[0] == found[3] and sorted(read) == sorted(set(TEXTS[:4]))
-    assert similarity(Embedder(made), []).shape == (0,)
+    assert not cut.any()
+    short = Embedder(made, max_length=10)
+    lost = [TEXTS[i] for i in short.queries(TEXTS).cut]
+    expected = [any(text in lost for text in pair) for pair in pairs]
+    assert similarity(short, pairs)[1].tolist() == expected and len(set(expected)) == 2
+    assert [own.shape for own in similarity(Embedder(made), [])] == [(0,), (0,)]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +152,9 @@ def test_minilm_agrees_with_people_on_how_alike_sentences_are():
 
     rows = [json.loads(line) for line in STS.read_text("utf-8").splitlines()[:150]]
 
-    found = similarity(Embedder(Backbone.load("minilm")), [(row["text"], row["text_pair"]) for row in rows])
+    found, _ = similarity(
+        Embedder(Backbone.load("minilm")), [(row["text"], row["text_pair"]) for row in rows]
+    )
 
     assert spearmanr(found, [row["score"] for row in rows])[0] > 0.7
 

@@ -20,6 +20,9 @@ from mtnlp.bench.suites.files import EntrySection
 from mtnlp.cli.main import main
 from mtnlp.data import prompts
 from mtnlp.runs import targets
+from mtnlp.tasks.load import from_mapping
+from mtnlp.tasks.spec import Example
+from mtnlp.tasks.templates import render
 
 WINDOW = 128  # tokens that a decoder reads at once in these tests
 PERPLEXITIES = ["perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"]
@@ -236,6 +239,36 @@ def test_the_perplexity_of_texts_of_any_length_is_that_of_a_plain_loop(lab, tmp_
     assert f"{expected[3]:.3f}" in page and "Wrong answers" not in page and not plain["labels"]
 
 
+@pytest.mark.parametrize("new", [6, 40])
+def test_prompts_of_a_decoder_leave_room_for_the_text_and_what_they_lost_is_told(
+    lab, tmp_path, monkeypatch, new
+):
+    import torch
+    import transformers as tr
+
+    monkeypatch.setattr(targets, "LONGEST", WINDOW)
+    monkeypatch.setattr(targets, "ANSWER", WINDOW // 4)
+    rows = rows_of("own/a", "generate", 3)
+    rows[1] = {**rows[1], "text": rows[1]["text"] * 50}
+    asked = entry(tmp_path, "own/a", "generate", rows, request="generate", generation={"max_new_tokens": new})
+
+    results, page, samples = evaluated(lab / "llama", [asked], tmp_path)
+
+    note = (
+        "1 of 3 inputs were longer than the model reads and lost tokens: solved examples, then the start of"
+    )
+    assert results["scores"][0]["notes"] == [f"{note} the prompt."] and note in page
+    net, tokenizer = (
+        kind.from_pretrained(lab / "llama") for kind in (tr.AutoModelForCausalLM, tr.AutoTokenizer)
+    )
+    spec = from_mapping(asked["task"], base=tmp_path, where="here")
+    for row, sample in zip(rows, samples["own/a"], strict=True):
+        prompt = render(spec, Example("own/a", 0, {"text": row["text"]}, None)).prompt.rstrip()
+        ids = torch.tensor([tokenizer(prompt).input_ids[-(WINDOW - new) :]])  # it has no special tokens
+        written = net.generate(ids, max_new_tokens=new, do_sample=False)[0, ids.shape[1] :]
+        assert sample["text"].strip() == tokenizer.decode(written, skip_special_tokens=True).strip()
+
+
 def test_a_likelihood_of_targets_that_were_cut_is_marked(lab, tmp_path, monkeypatch):
     monkeypatch.setattr(targets, "ANSWER", 16)
     rows = rows_of("own/a", "generate", 4)
@@ -279,6 +312,9 @@ def test_each_label_has_its_precision_recall_f1_and_count(lab, tmp_path):
                 c[1:] for c in cells
             ]
     assert results["scores"][-1]["labels"] == {} and len(cells) == 3 * len(kinds)
+    wrong = page.split("<summary>own/classify</summary>")[-1].split("</table>")[0]
+    words = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)[2:] for row in wrong.split("<tr>")[2:]]
+    assert words and all({*pair} < {*tiny_tasks.LABELS} and pair[0] != pair[1] for pair in words)
 
 
 def test_a_natural_instructions_file_is_asked_with_the_prompts_that_a_suite_names(lab, tmp_path, monkeypatch):

@@ -66,11 +66,15 @@ def test_an_adapter_that_cannot_be_read_as_it_is_meant_is_refused_by_name(tmp_pa
         ({**config, "use_dora": True}, tensors, "use_dora is set"),
         ({**config, "peft_type": "IA3"}, tensors, "peft_type is 'IA3'"),
         ({**config, "bias": "all"}, tensors, "bias is 'all'"),
-        ({**config, "modules_to_save": ["lm_head"]}, tensors, "modules_to_save is set"),
+        ({**config, "init_lora_weights": "pissa_niter_4"}, tensors, "changes the backbone's own weights"),
         ({**config, "alpha_pattern": {"(a+)+$": 4}}, tensors, "is not a simple pattern"),
         (config, nan, "holds values that are no numbers"),
         (config, {"x": tensors[first]}, "'x' is no LoRA weight"),
         (config, {first: tensors[first]}, "but not both"),
+        (config, {**tensors, first: tensors[first][:2]}, r"lora_A is \(2, 32\) and lora_B \(\d+, 3\)"),
+        (config, {}, "holds no LoRA weight"),
+        ({**config, "modules_to_save": "q"}, tensors, "modules_to_save: expected a list, found 'q'"),
+        ({**config, "lora_alpha": "8"}, tensors, "lora_alpha: expected a number"),
     ]
     for settings, weights, message in cases:
         (folder / "adapter_config.json").write_text(json.dumps(settings))
@@ -90,7 +94,7 @@ def test_an_adapter_of_another_backbone_is_refused(tmp_path):
     rows = {"plain": _peft_files.read(tmp_path / "plain")}
     with pytest.raises(MtnlpError, match="no linear layer of"):
         _peft_files.attach(tiny.backbone("llama"), rows)
-    layer = next(iter(rows["plain"]))
-    wide = {"plain": {layer: (torch.zeros(2, 99), torch.zeros(2, 99))}}
+    layer = next(iter(rows["plain"].rows))
+    wide = {"plain": _peft_files.Adapter({layer: (torch.zeros(2, 99), torch.zeros(2, 99))}, {})}
     with pytest.raises(MtnlpError, match="99 and 99 in the adapter"):
         _peft_files.attach(tiny.backbone("t5"), wide)
