@@ -14,6 +14,7 @@ import mtnlp
 from mtnlp import balancers, config, heads, metrics, samplers, strategies, strict_yaml
 from mtnlp.cli.main import app
 from mtnlp.data import readers
+from mtnlp.runs import safe
 from mtnlp.runs.folder import RunFolder
 from mtnlp.tasks.load import KEYS
 from mtnlp.tasks.spec import KINDS, TaskSpec
@@ -160,7 +161,8 @@ def test_files_of_a_run_folder():
     said = [coded(row["file"])[0] for row in table("reference.md", "Run folder", "file")]
     properties = inspect.getmembers(RunFolder, lambda item: isinstance(item, property))
 
-    assert sorted(said) == sorted(item.fget(RunFolder(Path())).name for _, item in properties)
+    always = [item.fget(RunFolder(Path())).name for _, item in properties]
+    assert sorted(said) == sorted([*always, safe.ALONE, safe.CHOSEN])
 
 
 def test_environment_variables():

@@ -12,7 +12,7 @@ from mtnlp.bench import page as bench_page
 from mtnlp.compare.affinity import Matrix
 from mtnlp.compare.affinity_found import Affinities, cell, remark, said, unit_of
 
-CELL, HIGH, LETTER, LONGEST = 52, 30, 7, 22  # of a map: pixels of a cell and a letter; letters of a name
+CELL, HIGH, LETTER, LONGEST = 52, 30, 8, 22  # of a map: pixels of a cell and a letter; letters of a name
 COLOURS = """
 .helps { fill: var(--mark); } .hurts { fill: var(--base); } .none { fill: none; }
 .cell { stroke: var(--line); }

@@ -12,6 +12,12 @@ from mtnlp.compare import outcome
 from mtnlp.compare.outcome import Outcome
 from mtnlp.compare.verdicts import TaskVerdict
 
+READING = (  # of one seed, of several
+    "Joint minus single-task, with the 95 % interval over rows.",
+    "Joint minus single-task, with the 95 % interval over rows and seeds. In brackets: standard deviations "
+    "over seeds.",
+)
+
 
 def page(found: Outcome) -> str:
     """The page."""
@@ -30,9 +36,8 @@ def page(found: Outcome) -> str:
         rows = [outcome.row(task) for task in variant.found.tasks]
         parts += [
             f"<h2>{escape(outcome.title(variant))}</h2>",
-            '<p class="soft">Joint minus single-task, with the 95 % interval over rows and seeds. '
-            "In brackets: standard deviations over seeds.</p>",
-            _chart(variant.found.tasks),
+            f'<p class="soft">{READING[len(found.seeds) > 1]}</p>',
+            chart(variant.found.tasks),
             bench_page.table(outcome.HEAD, rows, frozenset(range(4, 11))),
             bench_page.bullets(outcome.remarks(variant)),
         ]
@@ -44,7 +49,7 @@ def page(found: Outcome) -> str:
     return bench_page.document(title, parts)
 
 
-def _chart(tasks: Sequence[TaskVerdict]) -> str:
+def chart(tasks: Sequence[TaskVerdict]) -> str:
     """A row per task on a common axis around no difference."""
     far = max([abs(end) for task in tasks for end in (task.low, task.high, task.difference)]) or 1.0
     rows = [

@@ -132,10 +132,7 @@ def _verdict(
         verdict = "unclear"
     if verdict == "unclear" and (len(side.stats) < FEWEST or least > MATTERS * abs(baseline)):
         few = "rows" if len(side.stats) < FEWEST or found.rows >= found.seeds else "seeds"
-        note = f"too few {few} for a verdict"
-        note += (
-            f"; differences below {least:.3f} cannot be seen" if least else "; no row tells the runs apart"
-        )
+        note = f"too few {few} for a verdict; {_unseen(least, len(side.stats), tasks)} cannot be seen"
     return TaskVerdict(
         task=side.task,
         kind=side.kind,
@@ -156,6 +153,14 @@ def _verdict(
         note=note,
         relative=_relative(baseline, mean, better),
     )
+
+
+def _unseen(least: float, rows: int, tasks: int) -> str:
+    """The differences that are too small; without any spread, those of shares of right answers."""
+    if least:
+        return f"differences below {least:.3f}"
+    share = min(1.0, statistics.effect_of(rows, alpha=statistics.ALPHA / tasks))
+    return f"all rows say the same, and differences below {share:.3f} in the share of right answers"
 
 
 def _score(side: Side) -> float:

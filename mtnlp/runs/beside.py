@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mtnlp.bench import charts
 from mtnlp.bench import page as bench_page
-from mtnlp.bench.charts import Rank
-from mtnlp.compare import affinity_found, affinity_page, outcome
+from mtnlp.compare import affinity_found, affinity_page, outcome, page
 from mtnlp.compare.affinity import Matrix
 from mtnlp.compare.affinity_found import AFFINITY, COSINE
 from mtnlp.compare.outcome import Costs, Variant
@@ -42,13 +40,9 @@ def compare(data: Mapping[str, Any] | None, own: Collection[str]) -> list[str]:
     parts = [f'<p class="soft">{told}</p>']
     for variant in variants:
         tasks = variant.found.tasks
-        rows = [
-            Rank(one.task, one.difference, (one.low, one.high), 0.0, f"{one.difference:+.3f} {one.verdict}")
-            for one in tasks
-        ]
         parts += [
             f"<h3>{escape(outcome.title(variant))}</h3>",
-            charts.ranks(rows, "Difference of every task with its interval", span=(0.0, 0.0)),
+            page.chart(tasks),
             bench_page.table(outcome.HEAD, map(outcome.row, tasks), frozenset(range(4, 11))),
             bench_page.bullets(outcome.remarks(variant)),
         ]

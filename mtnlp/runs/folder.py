@@ -2,7 +2,8 @@
 
 recipe.yaml          the resolved recipe, every default written out
 tasks.json           the tasks as resolved: kind, labels, words, templates, fields, metrics; hashes of rows
-metrics.jsonl        one line per step, one per evaluation, and at the end the ledger
+versions.json        of mtnlp, Python and the libraries, and the machine; see mtnlp.runs.versions
+metrics.jsonl        one line per step, per evaluation and per look at gradients, and at the end the ledger
 checkpoints/         what a resume needs
 model.safetensors    the trained parameters of the kept checkpoint
 adapters/TASK/       the same adapters in peft's format, where peft can express the strategy
@@ -50,6 +51,10 @@ class RunFolder:
     @property
     def tasks(self) -> Path:
         return self.path / "tasks.json"
+
+    @property
+    def versions(self) -> Path:
+        return self.path / "versions.json"
 
     @property
     def metrics(self) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from mtnlp.metrics.text import same_text
 from mtnlp.runs import harness, leaks, targets
 from mtnlp.runs.harness import Evaluation, Judged
 from mtnlp.runs.targets import RunTarget
+from mtnlp.tasks.spec import TaskSpec
 
 SHOWN = 3  # wrong answers of a task on the page
 
@@ -153,7 +154,7 @@ def save(verdict: Verdict, folder: Path) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 lines = [json.dumps(row, ensure_ascii=False) for row in _rows(item)]
                 path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-            wrong = {_name(item): _wrong(item)[:SHOWN] for item in evaluation.judged}
+            wrong = {_name(item): wrong_answers(item)[:SHOWN] for item in evaluation.judged}
             shown = verdict.comparisons if i == 0 else ()
             (own / "report.html").write_text(page.page(evaluation.report, wrong, shown), "utf-8")
         if verdict.comparisons:
@@ -177,11 +178,34 @@ def _rows(item: Judged) -> list[dict[str, Any]]:
     ]
 
 
-def _wrong(item: Judged) -> list[dict[str, Any]]:
-    """Rows that were not answered as wanted; of numbers, those that are farthest off."""
-    kind, rows = item.score.kind, _rows(item)
+def wrong_answers(item: Judged) -> list[dict[str, Any]]:
+    """Rows that were not answered as wanted, in words; of numbers, those that are farthest off."""
+    kind, rows = item.spec.kind, _rows(item)
+    if item.score.kind == "text":
+        return []
     if kind == "regress":
-        return sorted(rows, key=lambda row: -abs(row["value"] - row["target"]))
-    if kind in ("span", "generate"):
-        return [row for row in rows if not same_text(row["value"], row["target"])]
-    return [row for row in rows if json.dumps(row["value"]) != json.dumps(row["target"])]
+        found = sorted(rows, key=lambda row: -abs(row["value"] - row["target"]))
+    elif kind in ("span", "generate"):
+        found = [row for row in rows if not same_text(row["value"], row["target"])]
+    else:
+        found = [row for row in rows if json.dumps(row["value"]) != json.dumps(row["target"])]
+    return [_worded(item.spec, row) for row in found]
+
+
+def _worded(spec: TaskSpec, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with its target and its answer in words in place of numbers of labels and choices."""
+
+    def words(value: Any) -> Any:
+        if spec.kind == "choose":
+            return row["inputs"]["choices"][value]
+        if spec.kind == "span" and not isinstance(value, str):  # all that is right, with their places
+            return " / ".join(text for text, _ in value) or "no answer"
+        if spec.kind == "generate" and not isinstance(value, str):
+            return " / ".join(value)
+        if spec.labels is None:
+            return f"{value:.4g}" if isinstance(value, float) else value
+        if isinstance(value, int):
+            return spec.labels[value]
+        return " ".join(spec.labels[i] for i in value) or "none"
+
+    return {**row, "target": words(row["target"]), "value": words(row["value"])}

@@ -32,7 +32,7 @@ def look(target: Target, judged: Sequence[Judged], specs: Sequence[TaskSpec]) ->
         item.score.task: [text_of(known[item.score.task], example) for example in item.examples]
         for item in judged
     }
-    train = {spec.name: _texts(saved._opened(spec, target.recipe)) for spec in target.tasks.values()}
+    train = {spec.name: _texts(saved.open_task(spec, target.recipe)) for spec in target.tasks.values()}
     return overlap(train, test)
 
 

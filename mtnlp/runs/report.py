@@ -1,6 +1,7 @@
 """What `mtnlp report` does: all that is known of a finished run, gathered and written as one HTML page.
 
-results.json, ledger.json, metrics.jsonl     as the run has left them
+results.json, ledger.json, metrics.jsonl,    as the run has left them
+versions.json
 the rows of its tasks                        asked again, or rather read from the kept answers: intervals,
                                              wrong answers, and which of them stand in train
 compare.json, affinity.json                  of `mtnlp compare` and `mtnlp affinity`, where there are some
@@ -21,7 +22,7 @@ from mtnlp.bench.overlap import Overlap
 from mtnlp.bench.suites import Entry, Suite
 from mtnlp.data.task_data import TaskData
 from mtnlp.errors import MtnlpError
-from mtnlp.runs import beside, harness, leaks, saved, sections, trained
+from mtnlp.runs import beside, harness, leaks, saved, sections, trained, versions
 from mtnlp.runs.folder import RunFolder, mark_of
 from mtnlp.runs.harness import Judged
 from mtnlp.runs.targets import RunTarget
@@ -38,7 +39,8 @@ class Found:
 
     Args:
         scores: with intervals where the rows could be asked. judged: what they were made of, row by row.
-        steps, evals: lines of metrics.jsonl. drawn: the ledger; empty where the run kept none.
+        steps, evals, conflicts: lines of metrics.jsonl. versions: what it was trained with. drawn: the
+            ledger; empty where the run kept none.
         leaks: None where no rows are at hand. compare, affinity: HTML, of files of that name that are there.
         notes: what else to know, in sentences.
     """
@@ -49,6 +51,8 @@ class Found:
     judged: Sequence[Judged]
     steps: Sequence[Mapping[str, Any]]
     evals: Sequence[Mapping[str, Any]]
+    conflicts: Sequence[Mapping[str, Any]]
+    versions: Sequence[Mapping[str, Any]]
     drawn: Sequence[Drawn]
     leaks: Overlap | None
     compare: Sequence[str]
@@ -120,7 +124,7 @@ def gather(
     """Read and score; see `write`."""
     folder = RunFolder(found.where)
     lines, lacking = _metrics(folder.metrics)
-    drawn = _drawn(folder.ledger)
+    drawn, made = _drawn(folder.ledger), versions.read(folder.versions)
     own = {spec.name for spec in found.specs}
     compared = beside.compare(_beside(folder.path, "compare", compare), own)
     related = beside.affinity(_beside(folder.path, "affinity", affinity), own)
@@ -148,8 +152,8 @@ def gather(
         results.about,
         scores,
         judged,
-        [line for line in lines if line["kind"] == "step"],
-        [line for line in lines if line["kind"] == "eval"],
+        *([line for line in lines if line["kind"] == kind] for kind in ("step", "eval", "conflicts")),
+        made,
         drawn,
         leaks.own(list(opened.values())) if opened else None,
         compared,
@@ -220,7 +224,7 @@ def _opened(found: Trained) -> tuple[dict[str, TaskData], dict[str, str]]:
     opened, gone = {}, {}
     for spec in found.specs:
         try:
-            opened[spec.name] = saved._opened(spec, found.recipe)
+            opened[spec.name] = saved.open_task(spec, found.recipe)
         except MtnlpError as error:
             gone[spec.name] = _without(spec.name, error)
     return opened, gone

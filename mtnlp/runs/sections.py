@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import platform
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from mtnlp import __version__
 from mtnlp.bench import charts
 from mtnlp.bench import page as bench_page
 from mtnlp.bench.charts import Rank, figure
 from mtnlp.bench.evaluate import Report
-from mtnlp.runs import beside, leaks
+from mtnlp.runs import beside, conflicts, leaks, versions
 from mtnlp.runs.folder import RunFolder
-from mtnlp.runs.judge import SHOWN, _wrong
+from mtnlp.runs.judge import SHOWN, wrong_answers
 from mtnlp.runs.ledger import MANY, STEPS
-from mtnlp.runs.targets import LIBRARIES
-from mtnlp.tasks.spec import MEMORY, TaskSpec
+from mtnlp.tasks.spec import MEMORY
 
 if TYPE_CHECKING:
     from mtnlp.runs.report import Found
@@ -38,6 +34,7 @@ def page(found: Found) -> str:
         ("Learning rate, gradient and speed", _pace(found)),
         ("What each task was given", _ledger(found)),
         ("Joint against single-task training", found.compare),
+        ("Gradient conflicts", conflicts.section(found)),
         ("Which tasks go together", found.affinity),
         ("Rows that stand in train", _leaks(found)),
         ("Wrong answers", _wrong_answers(found)),
@@ -53,7 +50,7 @@ def page(found: Found) -> str:
     ]
     for heading, own in shown:
         parts += [f'<h2 id="{_anchor(heading)}">{heading}</h2>', *own]
-    return bench_page.document(title, parts, beside.STYLE if found.affinity else "")
+    return bench_page.document(title, parts, beside.STYLE if found.affinity or found.conflicts else "")
 
 
 def _anchor(heading: str) -> str:
@@ -250,29 +247,10 @@ def _leaks(found: Found) -> list[str]:
 def _wrong_answers(found: Found) -> list[str]:
     shown = {}
     for item in found.judged:
-        rows = _wrong(item)
+        rows = wrong_answers(item)
         count = f"{len(rows):,} of {item.score.n:,}" if item.spec.kind != "regress" else "farthest off"
-        shown[f"{item.score.task}: {count}"] = [_worded(item.spec, row) for row in rows[:SHOWN]]
+        shown[f"{item.score.task}: {count}"] = rows[:SHOWN]
     return bench_page.wrong_answers(shown)[1:]
-
-
-def _worded(spec: TaskSpec, row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with its target and its answer in words in place of numbers of labels and choices."""
-
-    def words(value: Any) -> Any:
-        if spec.kind == "choose":
-            return row["inputs"]["choices"][value]
-        if spec.kind == "span" and not isinstance(value, str):  # all that is right, with their places
-            return " / ".join(text for text, _ in value) or "no answer"
-        if spec.kind == "generate" and not isinstance(value, str):
-            return " / ".join(value)
-        if spec.labels is None:
-            return f"{value:.4g}" if isinstance(value, float) else value
-        if isinstance(value, int):
-            return spec.labels[value]
-        return " ".join(spec.labels[i] for i in value) or "none"
-
-    return {**row, "target": words(row["target"]), "value": words(row["value"])}
 
 
 # The run itself.
@@ -297,13 +275,8 @@ def _in_memory(source: Any) -> bool:
 
 
 def _settings(found: Found) -> list[str]:
-    versions = {
-        "mtnlp": __version__,
-        "Python": platform.python_version(),
-        **{name: version(name) for name in LIBRARIES},
-    }
     rows = [(key, bench_page.shortened(value)) for key, value in found.about.items()]
-    rows += [(f"{name} of this page", number) for name, number in versions.items()]
+    rows += versions.told(found.versions).items() or [("versions", "this run has kept none")]
     recipe = RunFolder(found.run.where).recipe.read_text("utf-8")
     return [
         bench_page.table(("setting", "value"), rows, frozenset()),

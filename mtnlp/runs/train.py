@@ -17,7 +17,7 @@ from mtnlp.bench import tables
 from mtnlp.bench.evaluate import Report, evaluate, goodness
 from mtnlp.errors import RecipeError
 from mtnlp.resolve import Plan, resolve, total_steps
-from mtnlp.runs import ledger, room, trackers
+from mtnlp.runs import ledger, room, trackers, versions
 from mtnlp.runs.folder import RunFolder
 from mtnlp.runs.hints import next_steps
 from mtnlp.runs.session import bad_rows, questions_of, store_of, train_targets
@@ -57,7 +57,7 @@ def finetune(
         The final table, on all ranks; None after a dry run.
     """
     started = time.perf_counter()
-    plan = resolve(source, overrides, look=_bad_rows)
+    plan = resolve(source, overrides, look=bad_scored_rows)
     folder = start.folder(Path(out or Path("runs") / plan.recipe.name))
     folder.check(plan, resume=resume, force=force)
     recipe, engine = assemble.settle(folder.as_begun(plan.recipe) if resume else plan.recipe)
@@ -101,7 +101,7 @@ def finetune(
 # Before training.
 
 
-def _bad_rows(recipe: Recipe, tasks: Sequence[TaskData], doubtful: bool) -> list[str]:
+def bad_scored_rows(recipe: Recipe, tasks: Sequence[TaskData], doubtful: bool) -> list[str]:
     """What is wrong with the rows that the run will be scored on; found now, not after training.
 
     Training rows are read when they are tokenised, and only if something is wrong already here too, so that
@@ -116,7 +116,7 @@ def _bad_rows(recipe: Recipe, tasks: Sequence[TaskData], doubtful: bool) -> list
 
 def _bad_judged_rows(recipe: Recipe, data: TaskData, form: str = "encoder") -> list[str]:
     """A sentence, with file, line and field, per split with a bad row among those it is scored on."""
-    judged = {_split_while_training(recipe, data): recipe.eval.rows, _final_split(recipe, data): None}
+    judged = {_split_while_training(recipe, data): recipe.eval.rows, final_split(recipe, data): None}
     problems = [bad_rows(data, split, most=most, form=form) for split, most in judged.items() if split]
     return [problem for problem in problems if problem]
 
@@ -174,7 +174,7 @@ def _split_while_training(recipe: Recipe, data: TaskData) -> str | None:
     return next((name for name in (recipe.eval.split, "validation") if name in data.splits), None)
 
 
-def _final_split(recipe: Recipe, data: TaskData) -> str | None:
+def final_split(recipe: Recipe, data: TaskData) -> str | None:
     wanted = (recipe.eval.final_split or recipe.eval.split, "validation", "test")
     return next((name for name in wanted if name in data.splits), None)
 
@@ -232,7 +232,7 @@ class _Judge:
         """All rows of eval.final_split (validation for tasks that lack it), with the kept weights."""
         by_split: dict[str, dict[int, Any]] = {}
         for i, data in enumerate(self.plan.data):
-            if split := _final_split(self.plan.recipe, data):
+            if split := final_split(self.plan.recipe, data):
                 by_split.setdefault(split, {})[i] = questions_of(data, split)
         scores = [
             score
@@ -277,9 +277,10 @@ def _trunk(
 
 
 def _train(plan: Plan, run: Run, folder: RunFolder, judge: _Judge, say: Callable[[Any], None]) -> None:
-    from mtnlp.train import callbacks, checkpoint, loop
+    from mtnlp.train import callbacks, checkpoint, conflicts, loop
 
     settings, acc = plan.recipe.eval, run.accelerator
+    versions.note(folder.versions, run)
     writer = callbacks.MetricsWriter(folder.metrics, step=run.step, enabled=acc.is_main_process)
     progress = callbacks.Progress(run.steps, tasks=run.tasks, done=run.step, enabled=acc.is_main_process)
     judged = any(_split_while_training(plan.recipe, data) for data in plan.data)
@@ -297,6 +298,8 @@ def _train(plan: Plan, run: Run, folder: RunFolder, judge: _Judge, say: Callable
     tracker = [callbacks.Tracker(acc)] if plan.recipe.track else []
     save_every = plan.recipe.train.checkpoint_every or settings.every
     todo = [writer, progress, *tracker]
+    if conflicts.possible(run):
+        todo += [callbacks.Every(conflicts.EVERY, conflicts.Watch(run, writer), last=run.steps)]
     todo += [callbacks.Every(settings.every, scored, last=run.steps)] if judged else []
     todo += [callbacks.Every(save_every, callbacks.Save(run, folder.checkpoints), last=run.steps)]
     try:

@@ -7,8 +7,9 @@
               clipping and decay of the run's own optimizer; heads and rows of single tasks stay as they are
 
 Source: Fifty et al. 2021, arXiv:2109.04617, section 3. Everything is computed in eval mode, so no dropout
-differs between the two losses, and without autocast: a step for one task moves the loss of another by some
-1e-4 of it, which bfloat16 does not see. A strategy's own loss (a router's balance) is no task's and left out.
+differs between the two losses, and these without autocast: a step for one task moves the loss of another by
+some 1e-4 of it, which bfloat16 does not see. Gradients are computed in the precision of the run. A
+strategy's own loss (a router's balance) is no task's and left out.
 Memory: one gradient of the shared parameters per task, as for balancers that need gradients, and a copy of
 these parameters. Cost: T gradients and T (T + 1) losses. One process.
 Shapes: T tasks.
@@ -55,7 +56,7 @@ def measure(run: Run, *, rows: int, lr: float) -> Measured:
     run.model.eval()
     grads = gradients(run, plan)
     params, own = grads.params, [grads.rows[task] for task in plan.tasks]
-    gram = grads._gram(own, run.accelerator).numpy()
+    gram = grads.gram(own, run.accelerator).numpy()
     batches = [batch.to(run.accelerator.device) for batch in _cut(run, plan)]
     before = losses(run, plan, batches)
     kept = [param.detach().clone() for param in params]
@@ -69,25 +70,31 @@ def measure(run: Run, *, rows: int, lr: float) -> Measured:
     return Measured(run.step, lr, gram, before, np.stack(after), np.array(moved))
 
 
-def probe(run: Run, rows: int) -> StepPlan:
-    """The next `rows` rows of every task's stream, as a step would draw them; all, where a task has fewer."""
-    mixture = run.mixture
+def probe(run: Run, rows: int, tasks: Sequence[int] | None = None) -> StepPlan:
+    """The next `rows` rows of every task's stream, as a step would draw them; all, where a task has fewer.
+
+    Args:
+        tasks: indices, ascending; None = all.
+    """
+    mixture, own = run.mixture, range(len(run.tasks)) if tasks is None else tasks
     drawn, found = mixture.drawn(run.step), []
-    for task, size in enumerate(mixture.sizes):
-        draws = drawn[task] + np.arange(min(rows, size))
+    for task in own:
+        draws = drawn[task] + np.arange(min(rows, mixture.sizes[task]))
         found.append(mixture.rows(np.full(len(draws), task), draws))
-    return StepPlan(run.step, tuple(range(len(found))), tuple(found))
+    return StepPlan(run.step, tuple(own), tuple(found))
 
 
 def gradients(run: Run, plan: StepPlan) -> TaskGrads:
     """Each task's gradient of its mean loss over the plan's rows, on the shared parameters."""
     grads = TaskGrads(list(run.model.shared_parameters().values()))
+    counts = dict(zip(plan.tasks, plan.counts, strict=True))
     run.optimizer.zero_grad()
     run.model.begin(plan.tasks)
     for batch in _cut(run, plan, one_task=True):
         (part,) = batch.slices
-        (sums,) = run.model(batch.to(run.accelerator.device)).sums
-        run.accelerator.backward(sums / plan.counts[part.task])
+        with run.accelerator.autocast():
+            (sums,) = run.model(batch.to(run.accelerator.device)).sums
+        run.accelerator.backward(sums / counts[part.task])
         grads.stash(part.task)
     run.optimizer.zero_grad()
     return grads

@@ -178,7 +178,7 @@ class TaskGrads:
             tasks: (U,) live tasks, the same on all ranks, also where a rank had no row of one.
         """
         rows = [self._summed(task, accelerator) for task in tasks]
-        factors = weights(self._gram(rows, accelerator)).tolist()
+        factors = weights(self.gram(rows, accelerator)).tolist()
         for param, grads in zip(self.params, zip(*rows)):
             there = [(factor, grad) for factor, grad in zip(factors, grads) if grad is not None]
             param.grad = sum(factor * grad for factor, grad in there) if there else None
@@ -190,7 +190,8 @@ class TaskGrads:
         sum_over_ranks(self.params, accelerator)
         return [param.grad for param in self.params]
 
-    def _gram(self, rows: list[list[Tensor | None]], accelerator: Accelerator) -> Tensor:
+    def gram(self, rows: list[list[Tensor | None]], accelerator: Accelerator) -> Tensor:
+        """(U, U) float64 dot products, on the CPU; rows: per task its gradient of each parameter."""
         gram = torch.zeros(2, len(rows), len(rows), dtype=torch.float64, device=accelerator.device)
         for param, grads in zip(self.params, zip(*rows)):
             live = [i for i, grad in enumerate(grads) if grad is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -137,7 +138,11 @@ def test_too_few_rows_give_no_verdict_but_what_they_could_show():
 
     (few,), (some,) = verdicts(alone, joint, {"few": "test"}).tasks, verdicts(*noisy, {"some": "test"}).tasks
 
-    assert few.verdict == "unclear" and few.note.startswith("too few rows for a verdict")
+    effect = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)  # in standard errors, 4 of 5 found
+    assert few.verdict == "unclear" and few.note == (
+        f"too few rows for a verdict; all rows say the same, and differences below {effect / 24**0.5:.3f} "
+        "in the share of right answers cannot be seen"
+    )
     assert some.verdict == "unclear" and f"differences below {some.least:.3f} cannot be seen" in some.note
     known = statistics.minimum_detectable_effect((some.high - some.low) / 2 / 1.96)
     assert some.least == pytest.approx(known, rel=0.35) and math.isfinite(some.least)
