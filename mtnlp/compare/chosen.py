@@ -38,7 +38,6 @@ class Chosen:
             "made_from": dict(self.made_from),
             "gates": list(self.gates),
             "level": choice.LEVEL,
-            "margin": choice.MARGIN,
             "final": [asdict(one) for one in self.finals],
         }
 
@@ -73,13 +72,14 @@ class Chosen:
             console.print(line, markup=False, soft_wrap=True)
 
     def missed(self) -> list[str]:
-        """A sentence for each task that ships below its baseline all the same."""
-        splits = {one.task: one.split for one in self.choices}
+        """A sentence for each task that ships below its baseline all the same. A private task is its baseline
+        but for rounding, which may be on one side in every resample."""
+        choices = {one.task: one for one in self.choices}
         return [
             f"{one.task}: what ships is below the single-task run on {one.split}, beyond noise; its "
-            f"{splits[one.task]} rows, by which it was chosen, did not show it."
+            f"{choices[one.task].split} rows, by which it was chosen, did not show it."
             for one in self.finals
-            if one.below
+            if one.below and choices[one.task].way != choice.PRIVATE
         ]
 
 

@@ -75,12 +75,12 @@ def compare(
     wanted = range(plan.recipe.seed, plan.recipe.seed + seeds)
     groups = lineup.groups(plan, axes or {}, wanted, trust_remote_code=trust_remote_code)
     jobs = list({job.name: job for group in groups for job in group.jobs}.values())
-    done = {job.name: _state(runs, job) for job in jobs}
-    _try(groups, done, runs, trust_remote_code)
-    for line in _plan_lines(jobs, done, runs):
+    done = {job.name: state(runs, job) for job in jobs}
+    try_joint(groups, done, runs, trust_remote_code)
+    for line in plan_lines(jobs, done, runs):
         say(line)
     lineup.keep_engine(plan.recipe, engine)
-    _train([job for job in jobs if done[job.name] != "reused"], runs, say, trust_remote_code)
+    train_missing([job for job in jobs if done[job.name] != "reused"], runs, say, trust_remote_code)
     variants = tuple(tally.judged(groups, runs, trust_remote_code=trust_remote_code))
     told = tuple({"name": job.name, **_told(job), "done": DONE[done[job.name]]} for job in jobs)
     result = Outcome(plan.recipe.name, tuple(wanted), variants, told, (ONE_SEED,) if seeds == 1 else ())
@@ -123,7 +123,7 @@ def check_out(out: Path) -> None:
         )
 
 
-def _try(groups: Sequence[Group], done: Mapping[str, str], runs: Path, trust_remote_code: bool) -> None:
+def try_joint(groups: Sequence[Group], done: Mapping[str, str], runs: Path, trust_remote_code: bool) -> None:
     """Build every joint run that is to be trained, so that what does not go together is told before hours of
     training."""
     for group in groups:
@@ -148,7 +148,7 @@ def _quiet() -> Any:
     return Console(quiet=True)
 
 
-def _plan_lines(jobs: Sequence[Job], done: Mapping[str, str], runs: Path) -> list[str]:
+def plan_lines(jobs: Sequence[Job], done: Mapping[str, str], runs: Path) -> list[str]:
     """What is going to be done: a line for all, one for runs that differ in their seed only, and why what is
     there is not reused."""
     states = list(done.values())
@@ -183,7 +183,7 @@ def _told(job: Job) -> dict[str, Any]:
 # Training.
 
 
-def _state(runs: Path, job: Job) -> str:
+def state(runs: Path, job: Job) -> str:
     """What is to be done about a run."""
     folder = RunFolder(runs / job.name)
     if _finished(folder):
@@ -210,7 +210,9 @@ def _can_go_on(folder: RunFolder, job: Job) -> bool:
     return True
 
 
-def _train(jobs: Sequence[Job], runs: Path, say: Callable[[str], None], trust_remote_code: bool) -> None:
+def train_missing(
+    jobs: Sequence[Job], runs: Path, say: Callable[[str], None], trust_remote_code: bool
+) -> None:
     """Train what is not there; what was begun goes on where it was."""
     for i, job in enumerate(jobs, start=1):
         folder, started = RunFolder(runs / job.name), time.perf_counter()

@@ -50,7 +50,7 @@ ALONE, CHOSEN = "alone", "safe.json"
 SHARING = "lora"  # whose private form fits into one model with the shared one
 APART = ("lora-per-task", "adapters", "heads")
 BOTH = (0.0, 1.0)  # shares of the private update: the joint run, and those of single tasks
-COPIED = ("metrics.jsonl", "ledger.json")  # what the joint run tells of its training
+COPIED = ("metrics.jsonl", "ledger.json", "versions.json")  # what the joint run tells of its training
 Answered = dict[str, dict[str, Side]]  # candidate -> task -> what it did
 
 
@@ -94,7 +94,7 @@ def finetune(
     assert recipe is not None, "a recipe that cannot be read never says `safe: true`"
     place = Path(out or Path("runs") / recipe.name)
     if not (why := _needless(recipe, start)):
-        plan = resolve.resolve(source, overrides, look=train._bad_rows)
+        plan = resolve.resolve(source, overrides, look=train.bad_scored_rows)
         _check(recipe)
         if len(plan.names) > 1:
             return _Run(plan, _Folder(place), trust_remote_code, say).whole(**options, console=console)
@@ -206,15 +206,15 @@ class _Run:
         gates = self._gates()
         group, runs = self._group(), self.folder.path / ALONE
         jobs = [*group.joint, *(job for own in group.baselines.values() for job in own)]
-        done = {job.name: compare._state(runs, job) for job in jobs}
+        done = {job.name: compare.state(runs, job) for job in jobs}
         if dry_run:
-            self.say("\n".join(compare._plan_lines(jobs, done, runs)))
+            self.say("\n".join(compare.plan_lines(jobs, done, runs)))
             options = {"dry_run": True, "trust_remote_code": self.trust, "console": console}
             return train.finetune(group.joint[0].recipe, out=runs / f"{group.joint[0].name}.tried", **options)
-        compare._try([group], done, runs, self.trust)
+        compare.try_joint([group], done, runs, self.trust)
         self.folder.create(self.plan, resume=resume)
-        self.say("\n".join(compare._plan_lines(jobs, done, runs)))
-        compare._train([job for job in jobs if done[job.name] != "reused"], runs, self.say, self.trust)
+        self.say("\n".join(compare.plan_lines(jobs, done, runs)))
+        compare.train_missing([job for job in jobs if done[job.name] != "reused"], runs, self.say, self.trust)
 
         plain, sources = blends.as_rows(self.plan.recipe), _sources(group, runs)
         both = Candidates(plain, self.plan.specs, sources, BOTH, trust_remote_code=self.trust)
@@ -308,7 +308,7 @@ class _Run:
         for name in COPIED:
             shutil.copyfile(sources.joint.path / name, plain.path / name)
 
-        splits = {data.spec.name: train._final_split(recipe, data) for data in self.plan.data}
+        splits = {data.spec.name: train.final_split(recipe, data) for data in self.plan.data}
         shipped = RunTarget(Trained(str(plain.path), plain.path, recipe, specs), trust_remote_code=self.trust)
         answers, report = self._asked(shipped, splits, statistics.RESAMPLES)
         known, _ = self._asked(both, splits)

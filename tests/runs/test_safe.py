@@ -130,7 +130,7 @@ def test_of_a_planted_conflict_the_hurt_task_ships_by_itself_and_no_test_row_is_
         True: {"test"},
     }
     assert [score.values["accuracy"] for score in found.scores] == [one["shipped"] for one in told["final"]]
-    assert "own/right: private: the joint run is below the baseline beyond noise (p 0.0004)" in said
+    assert "own/right: private: the joint run is below the baseline by 0." in said
     joint = mtnlp.load(tmp_path / told["made_from"]["joint"])
     rows = [{"text": "river"}, {"text": "market paper night"}]
     for name, other in {
@@ -234,7 +234,7 @@ def test_the_folder_is_that_of_a_lora_per_task_run_and_says_what_it_was_made_fro
     configs = {path.parent.name: json.loads(path.read_text())["r"] for path in out.glob("adapters/*/*.json")}
     assert configs == {"own--topic": 4, "own--rating": 4, "own--likeness": 8, "own--pair": 8}
     assert json.loads((out / "results.json").read_text())["about"]["safe"] == "1 shared, 1 private, 2 gated"
-    assert (out / "ledger.json").exists() and (out / "metrics.jsonl").exists()
+    assert all((out / name).exists() for name in ("ledger.json", "metrics.jsonl", "versions.json"))
     assert "gated 0.75" in said and "The shipped model beside the single-task runs" in said
     with pytest.raises(MtnlpError, match="a run of safe mode, and this is not the recipe"):
         run(str(out / "recipe.yaml"), out, resume=True)
