@@ -180,8 +180,8 @@ def _rows(item: Judged) -> list[dict[str, Any]]:
 
 def wrong_answers(item: Judged) -> list[dict[str, Any]]:
     """Rows that were not answered as wanted, in words; of numbers, those that are farthest off."""
-    kind, rows = item.spec.kind, _rows(item)
-    if item.score.kind == "text":
+    kind, rows = item.score.kind, _rows(item)
+    if kind == "text":  # how likely a text is: no answer of these is wrong
         return []
     if kind == "regress":
         found = sorted(rows, key=lambda row: -abs(row["value"] - row["target"]))
@@ -189,7 +189,7 @@ def wrong_answers(item: Judged) -> list[dict[str, Any]]:
         found = [row for row in rows if not same_text(row["value"], row["target"])]
     else:
         found = [row for row in rows if json.dumps(row["value"]) != json.dumps(row["target"])]
-    return [_worded(item.spec, row) for row in found]
+    return found if kind == "retrieve" else [_worded(item.spec, row) for row in found]
 
 
 def _worded(spec: TaskSpec, row: Mapping[str, Any]) -> dict[str, Any]:
