@@ -38,3 +38,8 @@ TrustOption = Annotated[
         "--trust-remote-code", callback=_warn, help="Let the backbone's repository run its own Python."
     ),
 ]
+
+
+def listed(given: list[str] | tuple[str, ...]) -> list[str]:
+    """The names in an option that may be given many times, or once with commas."""
+    return [name.strip() for part in given for name in part.split(",") if name.strip()]

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mtnlp.cli._arguments import BackboneOption, OverridesArgument, RecipeArgument, TrustOption
-from mtnlp.cli.compare import _names
+from mtnlp.cli._arguments import BackboneOption, OverridesArgument, RecipeArgument, TrustOption, listed
 from mtnlp.cli.finetune import INTERRUPTED
 
 
@@ -39,7 +38,7 @@ def affinity(
             overrides or [],
             steps=steps,
             groups=groups,
-            runs=_names(runs or ()),
+            runs=listed(runs or ()),
             backbone=backbone,
             out=out,
             trust_remote_code=trust_remote_code,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mtnlp.cli._arguments import OverridesArgument, RecipeArgument, TrustOption
+from mtnlp.cli._arguments import OverridesArgument, RecipeArgument, TrustOption, listed
 from mtnlp.cli.finetune import INTERRUPTED
 
 StrategiesOption = Annotated[
@@ -33,7 +33,7 @@ def compare(
     """Train every task alone and all together, at equal budget, and say which tasks joint training helped or
     hurt. What was trained before is not trained again."""
     swept = {"strategies": strategies, "samplers": samplers, "balancers": balancers}
-    axes = {axis: _names(given or ()) for axis, given in swept.items()}
+    axes = {axis: listed(given or ()) for axis, given in swept.items()}
     try:
         from mtnlp.runs import compare as room
 
@@ -52,7 +52,3 @@ def compare(
         again += ["--trust-remote-code"] if trust_remote_code else []
         typer.echo(f"mtnlp: interrupted. What is done is kept; to go on: {shlex.join(again)}", err=True)
         raise typer.Exit(INTERRUPTED) from None
-
-
-def _names(given: list[str] | tuple[str, ...]) -> list[str]:
-    return [name.strip() for part in given for name in part.split(",") if name.strip()]

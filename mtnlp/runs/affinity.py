@@ -77,7 +77,7 @@ def affinity(
         recipe, network, model, notes = _built(replace(plan, recipe=recipe), trust_remote_code)
         short = replace(plan, recipe=recipe)
         encoder = assemble.encoder_for(recipe, network.tokenizer, network.family)
-        stores = train._training_stores(short, encoder, config.label(source), visible=True)
+        stores = train.training_stores(short, encoder, config.label(source), visible=True)
         accelerator = assemble.build_accelerator(recipe)
         run = assemble.build_run(short, network, stores, encoder, accelerator, model=model)
         say(assemble.summary(short, run))

@@ -39,11 +39,11 @@ def read(data: TaskData, entry: Entry) -> Rows:
     Raises:
         MtnlpError: none can be used, or no row has a column that the suite names.
     """
-    rows = session._chosen(data, entry.split, entry.limit)
+    rows = session.chosen_rows(data, entry.split, entry.limit)
     wanted = dict.fromkeys([*entry.slices, *([entry.cluster] if entry.cluster else [])])
     kept, raws, bad = [], [], []
     known: dict[str, None] = {}  # columns of all rows, in order of appearance
-    for i, row in session._each(rows):
+    for i, row in session.each_row(rows):
         try:
             if isinstance(row, DataError):
                 raise row

@@ -45,8 +45,8 @@ def bad_rows(data: TaskData, split: str, *, most: int | None = None, form: str =
         most: look at those only that `questions_of` takes.
         form: in the text forms a row must also fit its template.
     """
-    rows, first, count = _chosen(data, split, most), "", 0
-    for i, row in _each(rows):
+    rows, first, count = chosen_rows(data, split, most), "", 0
+    for i, row in each_row(rows):
         try:
             if isinstance(row, DataError):
                 raise row
@@ -65,12 +65,12 @@ def bad_rows(data: TaskData, split: str, *, most: int | None = None, form: str =
 
 def questions_of(data: TaskData, split: str, *, most: int | None = None) -> Questions:
     """Labelled examples of a split: all, or `most` of them chosen by a fixed permutation, in their order."""
-    return Questions(data.spec, _examples(data, _chosen(data, split, most)), shots=shots_of(data.spec))
+    return Questions(data.spec, _examples(data, chosen_rows(data, split, most)), shots=shots_of(data.spec))
 
 
 def train_targets(data: TaskData) -> list[Any]:
     """Targets of (at most BASELINE_ROWS) training rows."""
-    return [example.target for example in _examples(data, _chosen(data, "train", BASELINE_ROWS))]
+    return [example.target for example in _examples(data, chosen_rows(data, "train", BASELINE_ROWS))]
 
 
 def shots_of(spec: TaskSpec) -> tuple[Example, ...]:
@@ -82,14 +82,14 @@ def _examples(data: TaskData, rows: Rows) -> list[Example]:
     return [read_example(data.spec, rows, i, row) for i, row in enumerate(rows)]
 
 
-def _chosen(data: TaskData, split: str, most: int | None) -> Rows:
+def chosen_rows(data: TaskData, split: str, most: int | None) -> Rows:
     rows = data.rows(split)
     if most is None or most >= len(rows):
         return rows
     return rows.take(sample(len(rows), most, f"{split} {data.spec.name}"))
 
 
-def _each(rows: Rows) -> Iterator[tuple[int, Row | DataError]]:
+def each_row(rows: Rows) -> Iterator[tuple[int, Row | DataError]]:
     """(index, row) of all rows, or the error of a row that cannot even be read."""
     for start in range(0, len(rows), CHUNK):
         stop = min(start + CHUNK, len(rows))

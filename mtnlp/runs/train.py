@@ -71,7 +71,7 @@ def finetune(
         _check_model(plan, model)
         with accelerator.main_process_first():  # the others find the token stores made
             where = config.label(source)
-            stores = _training_stores(plan, encoder, where, visible=accelerator.is_main_process)
+            stores = training_stores(plan, encoder, where, visible=accelerator.is_main_process)
         run = assemble.build_run(plan, backbone, stores, encoder, accelerator, model=model)
         _set_paces(plan, run)
         say("\n".join((assemble.summary(plan, run), *start.lines, engine.line)))
@@ -138,7 +138,7 @@ def _set_paces(plan: Plan, run: Run) -> None:
     apart.pace(run, plan.recipe.train.lr_of, plan.recipe.train.steps_of)
 
 
-def _training_stores(plan: Plan, encoder: Encoder, where: str, *, visible: bool) -> list[TokenStore]:
+def training_stores(plan: Plan, encoder: Encoder, where: str, *, visible: bool) -> list[TokenStore]:
     """The tokenised training rows of every task; `where` is what messages call the recipe.
 
     Raises:
