@@ -3,7 +3,8 @@
     softmax(scaling * Q K^T + bias, hidden places out) V       for every block of sequences apart
 
 One autograd node does all blocks of a layer: it writes into one output and one gradient per input, and keeps
-for backward only the blocks' queries, keys, values and probabilities.
+for backward only the blocks' queries, keys, values and probabilities. On a CPU, a block of bfloat16 has round
+lengths inside: oneDNN compiles every new shape for milliseconds, and forgets old ones after a thousand.
 
 Shapes: N tokens of a stream, H heads of queries, K heads of keys and values (H = G K), E width of a head; of
 a block: n sequences of length l (Lq queries, Lk keys).
@@ -25,7 +26,7 @@ from mtnlp.errors import MtnlpError
 from mtnlp.kernels.dropout import mask as dropout_mask
 
 NAME = "mtnlp_flat"
-SHORT = 32  # keys: one vector of bfloat16
+ROUND = 32  # what lengths inside a block of bfloat16 on a CPU are multiples of
 SMALL = 1 << 14  # scores of a head in a block, up to which float32 is as fast on a CPU, all told
 
 _active: Active | None = None
@@ -160,24 +161,28 @@ class BlockAttention(torch.autograd.Function):
             for (n, lq), (_, lk), band, padding in zip(plan.queries, plan.keys, plan.bands, plan.paddings):
                 # The G heads that share a key lie one after the other, as if they were further queries.
                 dtype = _block_dtype(query, n * lq * lk)
-                q = _cut(query, at, n, lq).reshape(n * len(key), -1, width).to(dtype)
-                k, v = (_cut(x, seen, n, lk).to(dtype) for x in (key, value))
+                rows, columns = (_rounded(length, query, dtype) for length in (lq, lk))
+                q = _cut(query, at, n, lq, rows, dtype).view(n * len(key), -1, width)
+                k, v = (_cut(x, seen, n, lk, columns, dtype) for x in (key, value))
                 scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=plan.scaling)
-                scores = scores.view(n, heads, lq, lk)
+                scores = scores.view(n, heads, rows, columns)
+                real = scores[..., :lq, :lk]
                 if bias is not None:
-                    scores += bias[:, :lq, :lk]
+                    real += bias[:, :lq, :lk]
                 if band is not None:
-                    scores += band
+                    real += band
                 if padding is not None:
                     # Not -inf: a padded query may see nothing else.
-                    scores[..., -padding.shape[-1] :].masked_fill_(padding, torch.finfo(scores.dtype).min)
-                chances = torch.softmax(scores, -1, dtype=_precise(scores.dtype)).to(scores.dtype)
+                    real[..., -padding.shape[-1] :].masked_fill_(padding, torch.finfo(scores.dtype).min)
+                if columns > lk:
+                    scores[..., lk:] = -torch.inf
+                chances = torch.softmax(scores, -1)  # of bfloat16 too, float32 inside and rounded once
                 used, kept, rise = chances, None, 1.0
                 if plan.dropout:
                     kept, rise = dropout_mask(chances, plan.dropout)
                     used = _thinned(chances, kept, rise)
-                mixed = torch.bmm(used.view(len(k), -1, lk), v)
-                _paste(out, at, mixed.view(n, heads, lq, width))
+                mixed = torch.bmm(used.view(len(k), -1, columns), v)
+                _paste(out, at, lq, mixed.view(n, heads, rows, width))
                 saved += [q, k, v, chances, kept]
                 rises.append(rise)
                 at, seen = at + n * lq, seen + n * lk
@@ -199,24 +204,27 @@ class BlockAttention(torch.autograd.Function):
             d_bias = grad.new_zeros(ctx.bias[0], dtype=ctx.bias[1])
         at = seen = 0
         blocks = zip(plan.queries, plan.keys, ctx.rises, *[saved] * 5)
-        for (n, lq), (_, lk), rise, q, k, v, chances, kept in blocks:
-            g = _cut(grad, at, n, lq).reshape(q.shape).to(q.dtype)
-            used = chances if kept is None else _thinned(chances, kept, rise)
-            flat = (len(k), -1, lk)
-            _paste(d_value, seen, torch.bmm(used.view(flat).transpose(1, 2), g).view(n, -1, lk, width))
-            d = torch.bmm(g, v.transpose(1, 2)).view(chances.shape)
-            if kept is not None:
-                d = _thinned(d, kept, rise)
-            d = _softmax_backward(d, chances)
-            if d_bias is not None:
-                d_bias[:, :lq, :lk] += d.sum(0, dtype=d_bias.dtype)
-            d = d.view(flat)
-            empty = d.new_empty(1)
-            dq = torch.baddbmm(empty, d, k, beta=0, alpha=plan.scaling)
-            dk = torch.baddbmm(empty, d.transpose(1, 2), q, beta=0, alpha=plan.scaling)
-            _paste(d_query, at, dq.view(n, heads, lq, width))
-            _paste(d_key, seen, dk.view(n, -1, lk, width))
-            at, seen = at + n * lq, seen + n * lk
+        with torch.autocast(grad.device.type, enabled=False):
+            for (n, lq), (_, lk), rise, q, k, v, chances, kept in blocks:
+                rows, columns = chances.shape[2:]
+                g = _cut(grad, at, n, lq, rows, q.dtype).view(q.shape)
+                used = chances if kept is None else _thinned(chances, kept, rise)
+                flat = (len(k), -1, columns)
+                dv = torch.bmm(used.view(flat).transpose(1, 2), g)
+                d = torch.bmm(g, v.transpose(1, 2)).view(chances.shape)
+                if kept is not None:
+                    d = _thinned(d, kept, rise)
+                d = torch._softmax_backward_data(d, chances, -1, chances.dtype)
+                if d_bias is not None:
+                    d_bias[:, :lq, :lk] += d[..., :lq, :lk].sum(0, dtype=d_bias.dtype)
+                d = d.view(flat)
+                empty = d.new_empty(1)
+                dq = torch.baddbmm(empty, d, k, beta=0, alpha=plan.scaling)
+                dk = torch.baddbmm(empty, d.transpose(1, 2), q, beta=0, alpha=plan.scaling)
+                _paste(d_query, at, lq, dq.view(n, heads, rows, width))
+                _paste(d_key, seen, lk, dk.view(n, -1, columns, width))
+                _paste(d_value, seen, lk, dv.view(n, -1, columns, width))
+                at, seen = at + n * lq, seen + n * lk
         return *(x.transpose(0, 1) for x in (d_query, d_key, d_value)), d_bias, None
 
 
@@ -227,31 +235,28 @@ def _block_dtype(x: Tensor, scores: int) -> torch.dtype:
     return torch.float32 if small else x.dtype
 
 
-def _cut(x: Tensor, start: int, n: int, length: int) -> Tensor:
-    """(heads, tokens, E) -> (n heads, length, E)."""
-    block = x[:, start : start + n * length].unflatten(1, (n, length))
-    return block.transpose(0, 1).reshape(-1, length, x.shape[-1])
+def _rounded(length: int, x: Tensor, dtype: torch.dtype) -> int:
+    """What a block of x of this length is computed in."""
+    return -(-length // ROUND) * ROUND if x.device.type == "cpu" and dtype == torch.bfloat16 else length
 
 
-def _paste(out: Tensor, start: int, block: Tensor) -> None:
-    """Write (n, heads, length, E) into its place of (tokens, heads, E)."""
-    n, heads, length, width = block.shape
-    out[start : start + n * length].view(n, length, heads, width).copy_(block.transpose(1, 2))
+def _cut(x: Tensor, start: int, n: int, length: int, rounded: int, dtype: torch.dtype) -> Tensor:
+    """(heads, tokens, E) -> (n heads, rounded, E) in `dtype`, 0 behind each sequence."""
+    block = x.new_empty(n, len(x), rounded, x.shape[-1], dtype=dtype)
+    block[:, :, :length] = x[:, start : start + n * length].unflatten(1, (n, length)).transpose(0, 1)
+    if rounded > length:
+        block[:, :, length:] = 0
+    return block.flatten(0, 1)
+
+
+def _paste(out: Tensor, start: int, length: int, block: Tensor) -> None:
+    """Write (n, heads, rounded, E), but for what is behind each sequence, into its place of (tokens, heads,
+    E)."""
+    n, heads, _, width = block.shape
+    into = out[start : start + n * length].view(n, length, heads, width)
+    into.copy_(block[:, :, :length].transpose(1, 2))
 
 
 def _thinned(x: Tensor, kept: Tensor, rise: float) -> Tensor:
     """x * kept * rise: what dropout does, in one pass."""
     return torch.addcmul(x.new_zeros(()), x, kept, value=rise)
-
-
-def _precise(dtype: torch.dtype) -> torch.dtype:
-    """What softmax computes in: at least float32, as in transformers' eager attention."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _softmax_backward(grad: Tensor, chances: Tensor) -> Tensor:
-    """Gradient of the scores. On a CPU bfloat16 is 5-10 times as slow as float32 for rows shorter than 32."""
-    if chances.shape[-1] >= SHORT or chances.device.type != "cpu":
-        return torch._softmax_backward_data(grad, chances, -1, chances.dtype)
-    dtype = _precise(chances.dtype)
-    return torch._softmax_backward_data(grad.to(dtype), chances.to(dtype), -1, dtype).to(chances.dtype)

@@ -62,7 +62,7 @@ def save(run: Run, folder: Path, *, keep: int | None = None) -> Path:
         }
         _write(path, tables, state, run.model.row_layout)
         for old in checkpoints(folder)[:-keep] if keep else []:
-            shutil.rmtree(old)
+            shutil.rmtree(old.rename(_part(old)))  # cut short, it leaves nothing that looks whole
     run.accelerator.wait_for_everyone()
     return path
 
@@ -123,7 +123,7 @@ def save_weights(run: Run, path: Path, *, only: Collection[str] | None = None) -
     if run.accelerator.is_main_process:
         if only is not None:
             weights = read_table(path, run.model.row_layout) | weights
-        part = path.with_name(path.name + ".part")
+        part = _part(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_table(part, weights, run.model.row_layout)
         part.replace(path)
@@ -194,9 +194,9 @@ def _gathered(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _write(path: Path, tables: Mapping[str, Mapping[str, Tensor]], state: dict, row_layout: str) -> None:
-    part = path.with_name(path.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)  # left by a save that was cut short
-    part.mkdir(parents=True)
+    for left in path.parent.glob("step-*.part"):  # by a save that was cut short
+        shutil.rmtree(left)
+    (part := _part(path)).mkdir(parents=True)
     for name, table in tables.items():
         write_table(part / f"{name}.safetensors", table, row_layout)
     with (part / "state.json").open("w", encoding="utf-8") as file:
@@ -206,6 +206,11 @@ def _write(path: Path, tables: Mapping[str, Mapping[str, Tensor]], state: dict, 
     _sync(part)
     part.rename(path)
     _sync(path.parent)
+
+
+def _part(path: Path) -> Path:
+    """What `path` is called while it is not whole."""
+    return path.with_name(path.name + ".part")
 
 
 def _sync(path: Path) -> None:

@@ -15,9 +15,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from mtnlp.train import affinity
+from mtnlp.train.loop import ran_out_of_memory
 
 if TYPE_CHECKING:
     from mtnlp.train.callbacks import MetricsWriter
@@ -49,7 +49,9 @@ class Watch:
         tasks, rows = chosen(self.run)
         try:
             gram = measure(self.run, tasks, rows)
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
             self.run.optimizer.zero_grad()
             return
         names = [self.run.tasks[task] for task in tasks]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +117,7 @@ def steps(run: Run) -> Iterator[StepRecord]:
 
     Raises:
         TrainingError: a loss or gradient is not finite (on all ranks, before anything was updated), or one
-            example alone does not fit into memory.
+            example alone, or what a step needs besides its examples, does not fit into memory.
     """
     model, balancer, optimizer, acc = run.model, run.balancer, run.optimizer, run.accelerator
     shared = list(model.shared_parameters().values())
@@ -132,21 +133,23 @@ def steps(run: Run) -> Iterator[StepRecord]:
         tally = _accumulate(run, plan, task_grads)
         tally = acc.reduce(torch.cat([tally, tally.new_tensor([float(run.asked_to_stop)])]), "sum")
 
-        # 2. Across ranks, then across tasks: one gradient.
-        private = [*optimizer.private(plan.tasks), *(p for p in balancer.parameters() if p.requires_grad)]
-        if task_grads:
-            sum_over_ranks(private, acc)
-            task_grads.merge(balancer.weights, plan.tasks, acc)
-        else:
-            sum_over_ranks([*shared, *private], acc)
+        with _no_smaller_cut(run):
+            # 2. Across ranks, then across tasks: one gradient.
+            private = [*optimizer.private(plan.tasks), *(p for p in balancer.parameters() if p.requires_grad)]
+            if task_grads:
+                sum_over_ranks(private, acc)
+                task_grads.merge(balancer.weights, plan.tasks, acc)
+            else:
+                sum_over_ranks([*shared, *private], acc)
 
-        # 3. Update.
-        norms = optimizer.norms(plan.tasks, acc)
-        numbers = torch.cat([tally, norms]).tolist()  # here the host waits for the device
-        losses, (useful, padded, asked, *all_norms) = numbers[: len(plan.tasks)], numbers[len(plan.tasks) :]
-        _check_finite(run, plan, losses, all_norms)
-        optimizer.clip(plan.tasks, all_norms)
-        lr = optimizer.step(run.step, plan.tasks)
+            # 3. Update.
+            norms = optimizer.norms(plan.tasks, acc)
+            numbers = torch.cat([tally, norms]).tolist()  # here the host waits for the device
+            live = len(plan.tasks)
+            losses, (useful, padded, asked, *all_norms) = numbers[:live], numbers[live:]
+            _check_finite(run, plan, losses, all_norms)
+            optimizer.clip(plan.tasks, all_norms)
+            lr = optimizer.step(run.step, plan.tasks)
         run.step += 1
 
         # 4. Report: the same numbers on every rank, so adaptive methods stay in step.
@@ -175,7 +178,8 @@ def _accumulate(run: Run, plan: StepPlan, task_grads: TaskGrads | None) -> Tenso
     while True:
         torch.manual_seed(_seed(run.seed, run.step, run.accelerator.process_index))
         run.optimizer.zero_grad(plan.tasks)
-        run.model.begin(list(plan.tasks))
+        with _no_smaller_cut(run):
+            run.model.begin(list(plan.tasks))
         tally = torch.zeros(len(plan.tasks) + 2, device=run.accelerator.device)
         batch = None
         try:
@@ -184,7 +188,9 @@ def _accumulate(run: Run, plan: StepPlan, task_grads: TaskGrads | None) -> Tenso
                 if task_grads:
                     task_grads.stash(task)
             return tally
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
             run.max_tokens = _smaller_budget(run, batch, error)
         if task_grads:  # outside the handler, whose traceback keeps the step's tensors alive
             task_grads.clear()
@@ -231,6 +237,29 @@ def _forward_backward(run: Run, plan: StepPlan, batch: Batch, weight: float, tal
     acc.backward(loss)
     tally[at] += means.detach()
     tally[-2:] += torch.tensor([useful * weight, padded * weight]).to(acc.device)
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether it says so: only some devices have an error of their own for it; a CPU's is in the message."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error)
+
+
+@contextmanager
+def _no_smaller_cut(run: Run) -> Iterator[None]:
+    """Inside, memory is needed that does not depend on how the step is cut: TrainingError if it runs out."""
+    try:
+        yield
+    except Exception as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"Step {run.step + 1}: out of memory with what is trained, its gradients and its moments, which "
+            "a lower train.max_tokens does not make fewer. Train less (a model.strategy that freezes the "
+            "backbone, a lower rank, fewer targets), or keep the tasks' own parameters in main memory "
+            "(train.bank_on_cpu=true)."
+        ) from error
 
 
 def _smaller_budget(run: Run, batch: Batch, error: Exception) -> int:

@@ -238,7 +238,11 @@ def reference(query, key, value, bias, plan):
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("crossed", [False, True])
 @pytest.mark.parametrize("window", [None, 3])
-def test_attention_in_blocks_is_attention_of_every_sequence_alone(window, crossed, biased):
+@pytest.mark.parametrize("rounded", [1, 4], ids=["as long as they are", "rounded"])
+def test_attention_in_blocks_is_attention_of_every_sequence_alone(
+    window, crossed, biased, rounded, monkeypatch
+):
+    monkeypatch.setattr(attention, "_rounded", lambda length, x, dtype: -(-length // rounded) * rounded)
     torch.manual_seed(0)
     layout = lay_out(BLOCKS, np.array(LENGTHS), TARGETS)
     active = attention.Active(layout)
@@ -261,6 +265,26 @@ def test_attention_in_blocks_is_attention_of_every_sequence_alone(window, crosse
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_attention_in_bfloat16_has_few_shapes_and_stays_near_float32(monkeypatch):
+    monkeypatch.setattr(attention, "SMALL", 0)
+    shapes = ((3, 5), (2, 33), (1, 64))
+    exact = [torch.randn(2, 145, 8, requires_grad=True) for _ in range(3)]
+    rough = [x.detach().bfloat16().requires_grad_() for x in exact]
+    plan = attention.Plan(shapes, shapes, [None] * 3, [None] * 3, 0.5, 0.0)
+    seen, bmm = set(), torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b: seen.update(a.shape[1:], b.shape[1:]) or bmm(a, b))
+
+    found = attention.BlockAttention.apply(*rough, None, plan)
+    grads = torch.autograd.grad(found.sum() + found[..., 0].sum(), rough)
+
+    assert seen == {8, 32, 64}
+    expected = reference(*exact, None, plan)
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+    expected_grads = torch.autograd.grad(expected.sum() + expected[..., 0].sum(), exact)
+    for ours, theirs in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(ours.float(), theirs, rtol=0.05, atol=0.05)
 
 
 def test_dropout_inside_attention_has_its_own_gradient():

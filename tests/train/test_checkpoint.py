@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -62,6 +63,28 @@ def test_a_save_that_was_cut_short_is_not_seen_and_replaced(tiny, tmp_path):
     assert checkpoint.checkpoints(tmp_path) == [saved]
     assert not torn.exists()
     assert sorted(p.suffix for p in saved.iterdir()) == [".json", *[".safetensors"] * 3]
+
+
+def test_a_removal_that_was_cut_short_leaves_only_whole_checkpoints(tiny, tmp_path, monkeypatch):
+    run, unlink = tiny.make(), os.unlink
+
+    def interrupted(path, **where):
+        unlink(path, **where)
+        raise KeyboardInterrupt
+
+    for record in steps(run):
+        if record.step < 4:
+            checkpoint.save(run, tmp_path, keep=2 if record.step < 3 else None)
+    monkeypatch.setattr(os, "unlink", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(run, tmp_path, keep=2)
+    monkeypatch.undo()
+
+    for path in checkpoint.checkpoints(tmp_path):
+        checkpoint.load(tiny.make(), path)
+    run.step += 1
+    checkpoint.save(run, tmp_path, keep=2)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_the_oldest_are_removed_and_order_is_by_number(tiny, tmp_path):

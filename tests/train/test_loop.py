@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtnlp.errors import MtnlpError, TrainingError
+from mtnlp.train import loop
 from mtnlp.train.loop import fit, steps
 
 CALM = {"dropout": 0.0, "eps": 1e-4}  # no randomness; gradients that are only rounding stay small
@@ -125,6 +127,63 @@ def test_running_out_of_memory_changes_the_cut_and_nothing_else(tiny):
     for record, (losses, _, _) in zip(records, expected):
         assert record.losses == pytest.approx(losses, abs=1e-5)
     torch.testing.assert_close(tiny.weights(run), end, rtol=0, atol=1e-5)
+
+
+class OutAt(TorchDispatchMode):
+    """Memory runs out, once, at the given operation of torch; `count` is of those that were asked for."""
+
+    def __init__(self, at=None):
+        super().__init__()
+        self.at, self.count = at, 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += 1
+        if self.count == self.at:
+            torch.empty(2**50)  # the error of a CPU
+        return operation(*args, **(kwargs or {}))
+
+
+def first_step(tiny, mode, **options):
+    """Its losses, the weights after it and the budget of tokens, with `mode` on in forward and backward."""
+    run = tiny.make(max_tokens=1000, **CALM, **options)
+    forward_backward = loop._forward_backward
+
+    def inside(*args):
+        with mode:
+            forward_backward(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_forward_backward", inside)
+        record = next(steps(run))
+    return record.losses, tiny.weights(run), run.max_tokens
+
+
+WAYS = [{"strategy": "lora-per-task", "flat": True}, {"strategy": "lora", "balancer": "uncertainty"}]
+
+
+@pytest.mark.parametrize("options", WAYS, ids=lambda options: options["strategy"])
+def test_memory_may_run_out_anywhere_in_forward_and_backward(tiny, options):
+    whole = OutAt()
+    losses, end, _ = first_step(tiny, whole, **options)
+
+    for at in range(1, whole.count, whole.count // 6):
+        again, found, budget = first_step(tiny, OutAt(at), **options)
+        assert budget < 1000
+        assert again == pytest.approx(losses, abs=1e-6)
+        torch.testing.assert_close(found, end, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("where", ["begin", "norms", "step"])
+def test_memory_that_no_smaller_batch_would_save_is_told(tiny, where, monkeypatch):
+    run = tiny.make(max_tokens=1000)
+    before, owner = tiny.weights(run), run.model if where == "begin" else run.optimizer
+    monkeypatch.setattr(owner, where, lambda *_: torch.empty(2**50))
+
+    with pytest.raises(TrainingError, match=r"Step 1: out of memory with what is trained.*bank_on_cpu"):
+        next(steps(run))
+
+    assert run.max_tokens is None
+    torch.testing.assert_close(tiny.weights(run), before, rtol=0, atol=0)
 
 
 def test_one_example_that_does_not_fit_says_what_to_lower(tiny):
