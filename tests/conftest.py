@@ -6,8 +6,11 @@ Set before any test file is imported, because torch, datasets and the hub client
 import atexit
 import os
 import shutil
+import socket
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from hypothesis import settings
 
@@ -26,3 +29,14 @@ os.environ.update(
 )
 settings.register_profile("same every time", derandomize=True, deadline=None, database=None)
 settings.load_profile("same every time")
+
+NEAR = {None, "", "localhost", "127.0.0.1", "0.0.0.0", "::1", socket.gethostname()}
+
+
+def _stay_here(event: str, args: tuple[Any, ...]) -> None:
+    """A test that asks for another machine fails at once; clients would try for minutes, and say nothing."""
+    if event == "socket.getaddrinfo" and args[0] not in NEAR:
+        raise RuntimeError(f"A test asks for {args[0]}; every test runs offline.")
+
+
+sys.addaudithook(_stay_here)

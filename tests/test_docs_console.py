@@ -45,10 +45,11 @@ ELSEWHERE = {  # how a line begins that is not run here -> what holds it
     "source .venv/bin/activate": "nothing of ours: venv writes that file, and here mtnlp is on the path",
     "$(PYTEST)": "whoever runs this suite: it is what `make test` does after set-up",
     "python -m pytest tests/proofs": "a part of this suite",
-    "accelerate launch --multi_gpu": "proofs/test_processes.py launches it, `replicated`",
+    "accelerate launch --multi_gpu": "proofs/test_processes.py launches it, `replicated`, if slow tests run",
     "mtnlp eval runs/quickstart --suite": "runs/test_harness.py, since here tasks have fewer labels",
     "mtnlp compare quickstart": "compare/test_compare.py compares smaller runs",
     "mtnlp compare benchmarks/real-tasks.yaml": "compare/test_compare.py compares smaller runs",
+    "mtnlp affinity benchmarks/real-tasks.yaml": "train/test_affinity.py measures smaller runs",
     "accelerate launch --use_fsdp": "proofs/test_processes.py launches it, `sharded`",
     **{f"python benchmarks/{name}.py": "test_benchmarks.py runs it with --quick" for name in MEASURED},
 }

@@ -475,9 +475,7 @@ def test_ctrl_c_twice_stops_at_once_and_while_tokenising_leaves_nothing(lab, tmp
     (tmp_path / "big").mkdir()
     for name in ("train", "validation"):
         (tmp_path / "big" / f"{name}.jsonl").write_text(jsonl(ROWS) * 1500)
-    (tmp_path / "big.yaml").write_text(
-        recipe(str(lab / "backbone"), "big").replace('"steps": 3', '"steps": 99999')
-    )
+    (tmp_path / "big.yaml").write_text(recipe(str(lab / "backbone"), "big"))
 
     process = start(lab, "finetune", tmp_path / "big.yaml", "--out", tmp_path / "run", **cache)
     wait_for(lambda: list(tmp_path.glob("cache/tokens/*.part-*")), process)
@@ -488,7 +486,14 @@ def test_ctrl_c_twice_stops_at_once_and_while_tokenising_leaves_nothing(lab, tmp
     assert list(tmp_path.glob("cache/tokens/*")) == [] and not (tmp_path / "run").exists()
 
     process = start(
-        lab, "finetune", tmp_path / "big.yaml", "eval.every=null", "--out", tmp_path / "run", **cache
+        lab,
+        "finetune",
+        "good.yaml",
+        "train.steps=99999",
+        "eval.every=null",
+        "--out",
+        tmp_path / "run",
+        **cache,
     )
     wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), process)
     process.send_signal(signal.SIGINT)

@@ -452,6 +452,7 @@ def environment(hub: Hub, home: Path, token: str = "") -> dict[str, str]:
 def connect(hub: Hub, home: Path, monkeypatch: Any, token: str = "") -> None:
     """The same for this process, where the client has read most of these variables already."""
     from huggingface_hub import close_session, constants
+    from transformers.utils import hub as asking
 
     from mtnlp.data import hub as reached
 
@@ -472,5 +473,7 @@ def connect(hub: Hub, home: Path, monkeypatch: Any, token: str = "") -> None:
         "HF_HUB_DISABLE_XET": True,
     }.items():
         monkeypatch.setattr(constants, name, value, raising=False)
+    # Once made, the client of transformers asks the hub of that time: in a later test, one that is gone.
+    monkeypatch.setattr(asking, "_hf_api", None, raising=False)
     reached.reachable.cache_clear()
     close_session()

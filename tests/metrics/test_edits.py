@@ -81,7 +81,7 @@ def test_edges_are_those_of_the_measure():
     assert ter(["a c"], [("a b", "a b x x")]) == pytest.approx(1 / 3)  # nearest reference over mean length
 
 
-@pytest.mark.parametrize(("sizes", "n"), [((0, 1, 3, 8), 250), ((15, 30), 40), ((1, 60, 90), 8)])
+@pytest.mark.parametrize(("sizes", "n"), [((0, 1, 3, 8), 250), ((15, 30), 40), ((1, 60, 90), 4)])
 def test_edits_equal_sacrebleu(sizes, n):
     lib = pytest.importorskip("sacrebleu.metrics.lib_ter")
 

@@ -143,7 +143,11 @@ def plain_loss(model, batch, i: int, task: int, found: Tensor) -> Tensor:
 
 # One gradient, whatever the way to it.
 
-COMBINATIONS = [*itertools.product((10**9, 150, 1), (1, 2, 3), (False,)), (10**9, 1, True), (150, 2, True)]
+# (tokens of a micro-batch, ranks, whether the tasks come in the other order). A row at a time is slowest.
+COMBINATIONS = [
+    (10**9, 1, False), (10**9, 2, False), (150, 1, False), (150, 3, False), (1, 2, False),
+    (10**9, 1, True), (150, 2, True),
+]  # fmt: skip
 TRAINED = {
     "minilm": ("classify", "pair", "tag", "regress", "choose"),
     "t5": ("generate", "classify", "choose"),
@@ -178,7 +182,7 @@ def test_gradients_depend_neither_on_cut_nor_accumulation_nor_ranks_nor_order(ne
         f"\n{strategy} on {network}: {len(others)} ways in {batches[0]} to {batches[-1]} micro-batches, "
         f"gradients differ by {max(apart):.0e} at most"
     )
-    assert len(others) == 10 and batches[-1] == 6 * len(tasks)
+    assert batches[-1] == 6 * len(tasks)
     assert all(grads.keys() == expected.keys() for _, grads in others)
     assert max(apart) < 1e-5
 

@@ -116,7 +116,7 @@ def test_ranks_draw_the_rows_of_the_plan_whatever_their_number(recipe):
 @pytest.mark.parametrize(
     ("how", "strategy"),
     [
-        ("replicated", "lora-per-task"),
+        pytest.param("replicated", "lora-per-task", marks=pytest.mark.slow),
         pytest.param("replicated", "full", marks=pytest.mark.slow),
         pytest.param("sharded", "full", marks=pytest.mark.slow),
     ],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import socket
 import subprocess
 import sys
 
@@ -12,8 +14,10 @@ import tiny_tasks
 from tiny_hub import stand_in
 
 import mtnlp
+from mtnlp.bench import statistics
 from mtnlp.bench.predict import Predictor
 from mtnlp.cli.main import main
+from mtnlp.data.kept import cache_dir
 from mtnlp.runs import harness, judge, plain, targets
 
 KINDS = ("classify", "pair", "ordinal", "choose", "multilabel", "regress", "tag", "span", "generate")
@@ -22,6 +26,12 @@ KINDS = ("classify", "pair", "ordinal", "choose", "multilabel", "regress", "tag"
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MTNLP_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch):
+    """Half of an evaluation's time goes into intervals, which bench/test_statistics.py is about."""
+    monkeypatch.setitem(harness.evaluate.__kwdefaults__, "resamples", 200)
 
 
 @pytest.fixture(scope="module")
@@ -305,23 +315,59 @@ def test_the_rows_that_a_run_was_trained_on_are_found(lab, tmp_path, capsys):
         judge.judge([str(lab / "t5")], str(lab / "small.yaml"), tasks="own/pair", overlap=True)
 
 
-def test_two_processes_answer_what_one_does_to_the_last_bit(lab, tmp_path):
-    line = ["-m", "mtnlp", "eval", str(lab / "t5"), "--suite", str(lab / "small.yaml"), "--out"]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    answers, scores = [], []
-    for name, how in (("one", []), ("two", launch)):
-        env = {
-            **os.environ,
-            "MTNLP_CACHE": str(tmp_path / name),
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-        }
-        command = [sys.executable, *how, *line, str(tmp_path / f"{name}-out")]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr
-        scores.append(json.loads((tmp_path / f"{name}-out" / "results.json").read_text())["scores"])
-        (file,) = (tmp_path / name / "answers").glob("*.jsonl")
-        kept = [json.loads(text) for text in file.read_text().splitlines()]
-        answers.append({one.pop("key"): {**one, "left": None} for one in kept})
+def corpus(folder, documents=40, queries=6):
+    """A folder in the layout of BEIR of texts of random words, three of them found for each query.
 
-    assert scores[0] == scores[1] and answers[0] == answers[1] and len(answers[0]) == 6 * len(KINDS)
+    Returns how many texts and queries there are.
+    """
+    draw = random.Random(3)
+    (folder / "qrels").mkdir(parents=True)
+    for name, count in (("corpus", documents), ("queries", queries)):
+        texts = (" ".join(draw.choices(tiny_tasks.WORDS, k=draw.randint(4, 40))) for _ in range(count))
+        rows = [json.dumps({"_id": f"{name}{i}", "text": text}) for i, text in enumerate(texts)]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+    lines = ["query-id\tcorpus-id\tscore"]
+    for i in range(queries):
+        lines += [f"queries{i}\tcorpus{j}\t1" for j in draw.sample(range(documents), 3)]
+    (folder / "qrels" / "validation.tsv").write_text("\n".join(lines) + "\n")
+    return documents + queries
+
+
+def test_two_processes_answer_and_embed_what_one_does_to_the_last_bit(lab, tmp_path, monkeypatch):
+    texts = corpus(tmp_path / "corpus")
+    suite = json.loads((lab / "small.yaml").read_text()) | {
+        "retrieval": [{"name": "mine", "path": str(tmp_path / "corpus")}]
+    }
+    (tmp_path / "suite.yaml").write_text(json.dumps(suite))
+    line = ["eval", str(lab / "t5"), "--suite", str(tmp_path / "suite.yaml"), "--out"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    env = {**os.environ, **place, "MTNLP_CACHE": str(tmp_path / "two"), "CUDA_VISIBLE_DEVICES": ""}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "mtnlp", *line, str(tmp_path / "two-out")],
+            env={**env, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    told = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    monkeypatch.setitem(harness.evaluate.__kwdefaults__, "resamples", statistics.RESAMPLES)
+    with pytest.raises(SystemExit) as ended:
+        main([*line, str(tmp_path / "one-out")])
+
+    assert not ended.value.code
+    answers, pieces, scores = [], [], []
+    for folder, out in ((tmp_path / "two", "two-out"), (cache_dir(), "one-out")):
+        files = (folder / "answers").glob("*.jsonl")  # one of answers, one of vectors
+        rows = [json.loads(text) for file in files for text in file.read_text().splitlines()]
+        pieces.append(sum(row["left"] == 0 for row in rows))
+        answers.append({row.pop("key"): {**row, "left": None} for row in rows})
+        scores.append(json.loads((tmp_path / out / "results.json").read_text())["scores"])
+    assert scores[0] == scores[1] and len(scores[0]) == len(KINDS) + 1
+    assert answers[0] == answers[1] and len(answers[0]) == 6 * len(KINDS) + texts
+    assert pieces[0] < pieces[1]  # a batch of each process is written at a time

@@ -1,14 +1,13 @@
-"""Retrieval through a suite file, against the bare network on one text at a time and nDCG by hand."""
+"""Retrieval through a suite file, against the bare network on one text at a time and nDCG by hand.
+
+test_harness.py has it on two processes.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import random
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -177,42 +176,6 @@ def test_a_kill_loses_one_batch_and_changes_no_bit(lab, monkeypatch):
 
     assert scored(lab / "minilm", path) == whole and len(batches) == count > 3
     assert sorted(file.read_text().splitlines()) == kept
-
-
-def test_two_processes_find_what_one_does_to_the_last_bit(lab, tmp_path, monkeypatch):
-    path = suite(lab, "mine")
-    line = [sys.executable, "-m", "mtnlp", "eval", str(lab / "minilm"), "--suite", path, "--out"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    env = {**os.environ, **place, "MTNLP_CACHE": str(tmp_path / "two"), "OMP_NUM_THREADS": "1"}
-    env |= {"CUDA_VISIBLE_DEVICES": ""}
-    both = [
-        subprocess.Popen(
-            [*line, str(tmp_path / "out")],
-            env={**env, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    told = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    one = scored(lab / "minilm", path)
-    torch.set_num_threads(threads)
-
-    kept, pieces = [], []
-    for folder in (tmp_path / "two", cache_dir()):
-        (file,) = (folder / "answers").glob("*.jsonl")
-        rows = [json.loads(row) for row in file.read_text().splitlines()]
-        pieces.append(sum(row["left"] == 0 for row in rows))
-        kept.append({row.pop("key"): {**row, "left": None} for row in rows})
-    assert kept[0] == kept[1] and len(kept[0]) == DOCUMENTS + QUERIES
-    assert pieces[0] < pieces[1]  # a batch of each process is written at a time
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["scores"] == one["scores"]
 
 
 @pytest.mark.parametrize("strategy", ["lora", "lora-per-task"])
