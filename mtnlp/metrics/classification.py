@@ -16,6 +16,8 @@ import numpy as np
 from mtnlp.errors import MtnlpError, shown
 from mtnlp.metrics.base import Metric, Stats, ratio, scored
 
+OfSums = Callable[[np.ndarray], np.ndarray]
+
 ONE = ("classify", "pair", "ordinal", "choose")  # kinds whose answer is one id
 
 
@@ -108,26 +110,61 @@ def set_counts(
     return np.hstack([predicted_NC * true_NC, predicted_NC, true_NC])
 
 
-def _f1_per_label(stats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """F1 of the labels that were predicted or true, and how often each was true."""
-    tp, predicted, true = stats.sum(0).reshape(3, -1)
-    seen = predicted + true > 0
-    return 2 * tp[seen] / (predicted + true)[seen], true[seen]
+# Scores of B sums of statistics at once, (B, k) -> (B,); resamples are thousands of sums.
 
 
-def macro_f1(stats: np.ndarray) -> float:
-    f1, _ = _f1_per_label(stats)
-    return float(f1.mean()) if f1.size else 0.0
+def _f1_per_label(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(B, C) F1, 0 for labels that were neither predicted nor true, and (B, C) how often each was true."""
+    tp, predicted, true = _per_label(sums)
+    return _over(2 * tp, predicted + true), true
 
 
-def weighted_f1(stats: np.ndarray) -> float:
-    f1, true = _f1_per_label(stats)
-    return float(f1 @ true / true.sum()) if true.sum() else 0.0
+def _macro_f1(sums: np.ndarray) -> np.ndarray:
+    _, predicted, true = _per_label(sums)
+    return _over(_f1_per_label(sums)[0].sum(1), (predicted + true > 0).sum(1))
 
 
-def micro_f1(stats: np.ndarray) -> float:
-    tp, predicted, true = stats.sum(0).reshape(3, -1).sum(1)
-    return float(2 * tp / (predicted + true)) if predicted + true else 0.0
+def _weighted_f1(sums: np.ndarray) -> np.ndarray:
+    f1, true = _f1_per_label(sums)
+    return _over((f1 * true).sum(1), true.sum(1))
+
+
+def _micro_f1(sums: np.ndarray) -> np.ndarray:
+    tp, predicted, true = (own.sum(1) for own in _per_label(sums))
+    return _over(2 * tp, predicted + true)
+
+
+def _balanced_accuracy(sums: np.ndarray) -> np.ndarray:
+    tp, _, true = _per_label(sums)
+    return _over(_over(tp, true).sum(1), (true > 0).sum(1))
+
+
+def _matthews(sums: np.ndarray) -> np.ndarray:
+    """Gorodkin's R_K, which is Matthews' coefficient for two labels; 0.0 when either side is constant."""
+    tp, predicted, true = _per_label(sums)
+    n = true.sum(1)
+    spread = (n * n - (predicted * predicted).sum(1)) * (n * n - (true * true).sum(1))
+    return _over(tp.sum(1) * n - (predicted * true).sum(1), np.sqrt(np.maximum(spread, 0)))
+
+
+def _quadratic_kappa(sums: np.ndarray) -> np.ndarray:
+    """Cohen's kappa with squared distances (1968): 1 - observed / expected by chance; 0.0 without any chance.
+
+    The chance term pairs every prediction with every truth, so its sum needs only the moments.
+    """
+    n, p, t, pp, tt, pt = sums.T
+    chance = n * (pp + tt) - 2 * p * t
+    return np.where(chance != 0, 1 - _over(n * (pp + tt - 2 * pt), chance), 0.0)
+
+
+def _per_label(sums: np.ndarray) -> np.ndarray:
+    """(3, B, C): tp, predicted, true."""
+    return sums.reshape(len(sums), 3, -1).transpose(1, 0, 2)
+
+
+def _over(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """top / bottom, 0 where bottom is 0."""
+    return np.divide(top, bottom, out=np.zeros(np.shape(top)), where=bottom != 0)
 
 
 def per_label(stats: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -153,19 +190,6 @@ def per_label(stats: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, f
         values = {name: float(top / bottom) if bottom else 0.0 for name, (top, bottom) in shares.items()}
         found[label] = {**values, "count": float(true)}
     return found
-
-
-def balanced_accuracy(stats: np.ndarray) -> float:
-    tp, _, true = stats.sum(0).reshape(3, -1)
-    return float((tp[true > 0] / true[true > 0]).mean()) if true.any() else 0.0
-
-
-def matthews(stats: np.ndarray) -> float:
-    """Gorodkin's R_K, which is Matthews' coefficient for two labels; 0.0 when either side is constant."""
-    tp, predicted, true = stats.sum(0).reshape(3, -1)
-    n = true.sum()
-    spread = (n * n - predicted @ predicted) * (n * n - true @ true)
-    return float((tp.sum() * n - predicted @ true) / np.sqrt(spread)) if spread > 0 else 0.0
 
 
 def _binary(
@@ -201,33 +225,35 @@ def _kappa_stats(
     return np.stack([np.ones_like(p), p, t, p * p, t * t, p * t], axis=1)
 
 
-def quadratic_kappa(stats: np.ndarray) -> float:
-    """Cohen's kappa with squared distances (1968): 1 - observed / expected by chance.
-
-    The chance term pairs every prediction with every truth, so its sum needs only the moments.
-    """
-    n, p, t, pp, tt, pt = stats.sum(0)
-    chance = n * (pp + tt) - 2 * p * t
-    return float(1 - n * (pp + tt - 2 * pt) / chance) if chance else 0.0
+def _metric(name: str, stats: Stats, of_sums: OfSums, kinds: tuple[str, ...]) -> Metric:
+    return Metric(name, stats, partial(_whole, of_sums), kinds, resample=partial(_resampled, of_sums))
 
 
-def _three_ways(name: str, reduce: Callable[[np.ndarray], float]) -> list[Metric]:
+def _whole(of_sums: OfSums, stats: np.ndarray) -> float:
+    return float(of_sums(stats.sum(0, keepdims=True))[0])
+
+
+def _resampled(of_sums: OfSums, stats: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return of_sums(counts.astype(np.float64) @ stats)
+
+
+def _three_ways(name: str, of_sums: OfSums) -> list[Metric]:
     ways: list[tuple[Stats, tuple[str, ...]]] = [
         (partial(one_counts, name=name), ONE),
         (partial(tag_counts, name=name), ("tag",)),
         (partial(set_counts, name=name), ("multilabel",)),
     ]
-    return [Metric(name, stats, reduce, kinds) for stats, kinds in ways]
+    return [_metric(name, stats, of_sums, kinds) for stats, kinds in ways]
 
 
 METRICS = [
     Metric("accuracy", _accuracy, ratio, ONE),
-    Metric("balanced_accuracy", partial(one_counts, name="balanced_accuracy"), balanced_accuracy, ONE),
+    _metric("balanced_accuracy", partial(one_counts, name="balanced_accuracy"), _balanced_accuracy, ONE),
     Metric("f1", _binary, ratio, ONE),
-    *_three_ways("macro_f1", macro_f1),
-    *_three_ways("micro_f1", micro_f1),
-    *_three_ways("weighted_f1", weighted_f1),
-    Metric("matthews", partial(one_counts, name="matthews"), matthews, ONE),
-    Metric("quadratic_kappa", _kappa_stats, quadratic_kappa, ("ordinal",)),
+    *_three_ways("macro_f1", _macro_f1),
+    *_three_ways("micro_f1", _micro_f1),
+    *_three_ways("weighted_f1", _weighted_f1),
+    _metric("matthews", partial(one_counts, name="matthews"), _matthews, ONE),
+    _metric("quadratic_kappa", _kappa_stats, _quadratic_kappa, ("ordinal",)),
     Metric("subset_accuracy", _subset_accuracy, ratio, ("multilabel",)),
 ]

@@ -12,6 +12,7 @@ from mtnlp.errors import MtnlpError
 
 ACCURACY = metrics.get("accuracy", "classify")
 METRICS = [("accuracy", "classify"), ("macro_f1", "classify"), ("matthews", "classify"), ("f1", "classify"),
+           ("micro_f1", "pair"), ("weighted_f1", "classify"), ("balanced_accuracy", "pair"),
            ("quadratic_kappa", "ordinal"), ("mse", "regress"), ("pearson", "regress"),
            ("spearman", "regress")]  # fmt: skip
 
