@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 
 CACHES = Path(tempfile.mkdtemp(prefix="mtnlp-tests-"))
@@ -40,3 +41,19 @@ def _stay_here(event: str, args: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_stay_here)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Names of the runs that are trained from now on, "resumed " before those that go on."""
+    from mtnlp.runs import train
+
+    names, real = [], train.finetune
+
+    def finetune(source, *args, **more):
+        if not more.get("dry_run"):
+            names.append(("resumed " if more["resume"] else "") + source.name)
+        return real(source, *args, **more)
+
+    monkeypatch.setattr(train, "finetune", finetune)
+    return names

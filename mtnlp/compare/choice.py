@@ -191,5 +191,4 @@ def _units(side: Side) -> int:
 
 
 def _resamples(metric: metrics.Metric) -> int:
-    slow = metric.resample is None and not metric.additive
-    return SLOW if slow else statistics.RESAMPLES
+    return SLOW if metric.slow else statistics.RESAMPLES

@@ -12,7 +12,7 @@ from mtnlp.compare.choice import Choice, Evidence, Final
 
 HEAD = (
     "task", "ships", "metric", "split", "rows", "candidate", "score", "single", "difference", "95 %",
-    "p (Holm)", "least found",
+    "p", "least found",
 )  # fmt: skip
 FINAL = ("task", "ships", "metric", "split", "rows", "single", "joint", "shipped", "shipped - single", "95 %")
 

@@ -106,12 +106,11 @@ def _difference(alone: Sequence[Side], joint: Sequence[Side], resamples: int) ->
     first = alone[0]
     assert {(side.data, side.metric) for side in (*alone, *joint)} == {(first.data, first.metric)}
     metric = metrics.get(first.metric, first.kind)
-    slow = metric.resample is None and not metric.additive  # a foreign one: a call for each resample
     return statistics.paired_over_seeds(
         metric,
         [side.stats for side in alone],
         [side.stats for side in joint],
-        resamples=min(resamples, 100) if slow else resamples,
+        resamples=min(resamples, 100) if metric.slow else resamples,
     )
 
 

@@ -43,6 +43,11 @@ class Metric:
     resample: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
     reads: str = "value"
 
+    @property
+    def slow(self) -> bool:
+        """Whether every resample takes a call over all rows, as of a foreign metric: draw fewer of them."""
+        return self.resample is None and not self.additive
+
     def __call__(
         self, predictions: Sequence[Any], references: Sequence[Any], labels: Sequence[str] | None = None
     ) -> float:

@@ -117,11 +117,10 @@ def intervals(
     if not resamples or (clusters is not None and len(set(clusters)) == 1):
         return found
     for metric in wanted:
-        slow = metric.resample is None and not metric.additive  # a foreign one: a call for each resample
         own = statistics.interval(
             metric,
             stats[metric.name],
-            resamples=min(resamples, 100) if slow else resamples,
+            resamples=min(resamples, 100) if metric.slow else resamples,
             clusters=clusters,
         )
         found[metric.name] = {"stderr": own.stderr, "low": own.low, "high": own.high}

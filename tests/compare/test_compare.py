@@ -15,7 +15,7 @@ from rich.console import Console
 
 from mtnlp import config
 from mtnlp.errors import MtnlpError
-from mtnlp.runs import compare, lineup, targets, train
+from mtnlp.runs import compare, lineup, targets
 from mtnlp.runs.folder import RunFolder
 from mtnlp.train import timings
 from mtnlp.train.callbacks import MetricsWriter
@@ -56,20 +56,6 @@ def recipe(backbone, **train):
     tasks.append(tiny_tasks.task("own/rating", "regress"))
     made = tiny_tasks.recipe(backbone, tasks, **{"steps": 3, "examples_per_step": 6, **train})
     return {**made, "name": "tiny", "eval": {"keep": "last"}}
-
-
-@pytest.fixture
-def trained(monkeypatch):
-    """Names of the runs that are trained from now on, "resumed " before those that go on."""
-    names, real = [], train.finetune
-
-    def finetune(source, *args, **more):
-        if not more.get("dry_run"):
-            names.append(("resumed " if more["resume"] else "") + source.name)
-        return real(source, *args, **more)
-
-    monkeypatch.setattr(train, "finetune", finetune)
-    return names
 
 
 def run(data, out, *, seeds=2, **more):

@@ -44,20 +44,6 @@ def backbones(tmp_path_factory):
     return {kind: tiny_tasks.backbone(kind, folder / kind) for kind in ("minilm", "t5")}
 
 
-@pytest.fixture
-def trained(monkeypatch):
-    """Names of the runs that are trained from now on, "resumed " before those that go on."""
-    names, real = [], train.finetune
-
-    def finetune(source, *args, **more):
-        if not more.get("dry_run"):
-            names.append(("resumed " if more["resume"] else "") + source.name)
-        return real(source, *args, **more)
-
-    monkeypatch.setattr(train, "finetune", finetune)
-    return names
-
-
 def words(name, labels, *, flipped=False):
     """A task that tells two words apart."""
     label = dict(zip(("market", "river") if flipped else ("river", "market"), labels, strict=True))
