@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 def settle(recipe: Recipe) -> tuple[Recipe, Engine]:
     """The recipe with all that it leaves open of its engine chosen for this machine, and that engine.
 
-    Chosen on the first rank for all of them. A settled recipe comes back as it is, and nothing is measured.
+    Chosen on the first rank for all of them. A settled recipe comes back as it is, and nothing is measured
+    but how products are grouped on a GPU, which follows the machine as threads do.
     """
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
@@ -53,7 +54,8 @@ def settle(recipe: Recipe) -> tuple[Recipe, Engine]:
     wanted = Wanted(recipe.model.attention, train.precision, train.matmul)
     found = [None]
     if state.is_main_process:
-        found = [choose(wanted, device=state.device.type, length=recipe.model.max_length)]
+        banked = recipe.model.strategy.name == "lora-per-task"
+        found = [choose(wanted, device=state.device.type, length=recipe.model.max_length, grouped=banked)]
     (chosen,) = broadcast_object_list(found)
     engine = replace(chosen, threads=train.threads or usable_threads())
     names = {name: getattr(engine, name) for name in ("attention", "precision", "matmul")}

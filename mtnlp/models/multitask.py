@@ -17,6 +17,7 @@ from mtnlp.data.batch import IGNORED, Batch
 from mtnlp.data.packed import Packed
 from mtnlp.errors import MtnlpError
 from mtnlp.heads.base import Head, pooled
+from mtnlp.kernels import grouped
 from mtnlp.models import likelihood, options
 from mtnlp.models.backbone import Backbone
 from mtnlp.models.generation import Generation
@@ -149,9 +150,11 @@ class MultitaskModel(nn.Module):
         targets = None
         if self.backbone.family == "encoder-decoder" and batch.labels is not None:
             targets = (batch.labels != IGNORED).long()
-        layout = batch.layout
+        layout, on_host = batch.layout, _tasks_on_host(batch)
         if layout is None:
-            self.strategy.select(batch.task_ids, batch.attention_mask, tasks=tasks, target_mask=targets)
+            self.strategy.select(
+                batch.task_ids, batch.attention_mask, tasks=tasks, target_mask=targets, on_host=on_host
+            )
             return
         self.strategy.select(
             batch.task_ids[layout.order],
@@ -159,6 +162,7 @@ class MultitaskModel(nn.Module):
             tasks=tasks,
             target_mask=layout.target.mask if layout.target else None,
             blocks=layout.blocks,
+            on_host=on_host,
         )
 
     def head(self, task: int) -> Head:
@@ -223,6 +227,16 @@ class MultitaskModel(nn.Module):
         if self.strategy.bank is not None:
             for task, row in zip(self.tasks, self.strategy.bank.rows, strict=True):
                 yield f"bank/{task}", row
+
+
+def _tasks_on_host(batch: Batch) -> list[int] | None:
+    """(S,) the tasks of the sequences as they lie, where grouped products may be used; else None.
+
+    Of a flat batch on a device that takes a sync, which a padded one is spared."""
+    if grouped.faster_from is None:
+        return None
+    tasks = [part.task for part in batch.slices for _ in range(part.stop - part.start)]
+    return tasks if batch.layout is None else [tasks[place] for place in batch.layout.order.tolist()]
 
 
 def _key(task: str) -> str:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtnlp.kernels.dropout import dropout
-from mtnlp.strategies.base import Part
+from mtnlp.strategies.base import Part, Runs
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Update:
             these go autograd's way.
         gate: (N, U R), the scale of a token's own row and 0 elsewhere. With it every token meets all rows in
             one product, of which the others' part is masked, so neither `parts` nor `scale` count.
+        runs: the tokens of `parts`, where they are multiplied as groups; see `kernels.grouped`.
     """
 
     weights: Sequence[Tensor | None]
@@ -48,6 +49,7 @@ class Update:
     dropout: float = 0.0
     sinks: Callable[[], Sequence[Tensor]] | None = None
     gate: Tensor | None = None
+    runs: Runs | None = None
 
     @property
     def row(self) -> int | None:
@@ -160,6 +162,9 @@ def _project(x: Tensor, factor: Tensor, update: Update) -> Tensor:
     """(N, K) -> (N, R): x factor[t]^T, with factor (U, R, K)."""
     if (row := update.row) is not None:
         return x @ factor[row].t()
+    if (runs := update.runs) is not None:
+        own = factor.index_select(0, runs.rows).transpose(1, 2)
+        return F.grouped_mm(x.contiguous(), own, offs=runs.stops)
     found = [
         torch.bmm(x[start:stop].unflatten(0, (len(rows), -1)), _taken(factor, rows, taken).transpose(1, 2))
         for start, stop, rows, taken in update.parts
@@ -171,6 +176,9 @@ def _add_product(y: Tensor, low: Tensor, factor: Tensor, update: Update) -> None
     """y (N, K) += low factor[t], with low (N, R) and factor (U, R, K), which may be wider than y."""
     if (row := update.row) is not None:
         y.addmm_(low, factor[row])
+        return
+    if (runs := update.runs) is not None:
+        y.add_(F.grouped_mm(low, factor.index_select(0, runs.rows), offs=runs.stops))
         return
     for start, stop, rows, taken in update.parts:
         shape = (len(rows), -1)
@@ -191,6 +199,10 @@ def _add_outer(sink: Tensor, low: Tensor, x: Tensor, update: Update) -> None:
     if update.only is not None or update.gate is not None:
         into = sink if update.gate is not None else sink[update.only]
         into.add_((low.t() @ x).view(into.shape))
+        return
+    if (runs := update.runs) is not None:
+        found = F.grouped_mm(low.t(), x.contiguous(), offs=runs.stops)
+        sink.index_add_(0, runs.rows, found.to(sink.dtype))
         return
     for start, stop, rows, taken in update.parts:
         shape = (len(rows), -1)

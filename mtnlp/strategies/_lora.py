@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mtnlp.errors import MtnlpError, shown
+from mtnlp.kernels import grouped
 from mtnlp.strategies._bank import Bank
 from mtnlp.strategies._fused import LowRank, Update
-from mtnlp.strategies.base import Part, Routing, compute_dtype, require
+from mtnlp.strategies.base import Part, Routing, Runs, compute_dtype, require
 
 if TYPE_CHECKING:
     from mtnlp.models.backbone import Backbone
@@ -146,6 +147,7 @@ class LoraLayer(Replacement):
             dropout=self.dropout if self.training else 0.0,
             sinks=factors.sinks,
             gate=factors.gate,
+            runs=factors.runs,
         )
         with torch.autocast(x.device.type, enabled=False):
             return LowRank.apply(x, factors.down, update, factors.anchor, *factors.ups)
@@ -166,6 +168,7 @@ class Factors(NamedTuple):
     parts: Sequence[Part] = ()  # which tokens take which row, where not all take `only`
     sinks: Callable[[], list[Tensor]] | None = None  # see Update
     gate: Tensor | None = None  # see Update
+    runs: Runs | None = None  # see Update
 
 
 class SharedLora(LoraLayer):
@@ -213,9 +216,10 @@ class TaskLora(LoraLayer):
         bank, scale, only = self.bank, self.scale, self.routing.only
         parts = () if only is not None else self.routing.parts(x)
         scale = scale[list(bank.live)].to(bank.device) if isinstance(scale, Tensor) else scale
-        masked = at_once(x, len(parts), columns=len(bank.live) * self.rank)
+        runs = self._runs(x) if parts else None
+        masked = runs is None and at_once(x, len(parts), columns=len(bank.live) * self.rank)
         # Parts of many lengths are as many shapes, and for bfloat16 oneDNN compiles every new one.
-        wide = not masked and len(parts) > 1 and x.device.type == "cpu"
+        wide = runs is None and not masked and len(parts) > 1 and x.device.type == "cpu"
         dtype = torch.promote_types(x.dtype, torch.float32) if wide else x.dtype
         downs, ups = [layer.down for layer in self.group], [[layer.up] for layer in self.group]
         return Factors(
@@ -227,7 +231,15 @@ class TaskLora(LoraLayer):
             parts=parts,
             sinks=lambda: [bank.grad(downs), *(bank.grad(up) for up in ups)],
             gate=self.routing.gate(x, len(bank.live), self.rank, scale) if masked else None,
+            runs=runs,
         )
+
+    def _runs(self, x: Tensor) -> Runs | None:
+        """The runs of tokens of x (..., I) where they are multiplied as groups."""
+        if (runs := self.routing.runs(x)) is None:
+            return None
+        widths = (self.rank, x.shape[-1], *(features(layer.base)[1] for layer in self.group))
+        return runs if grouped.applies(x, len(runs.rows), widths) else None
 
 
 def at_once(x: Tensor, parts: int, columns: int) -> bool:

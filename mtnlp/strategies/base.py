@@ -42,6 +42,24 @@ class Part(NamedTuple):
         return cls(start, stop, rows, taken)
 
 
+class Runs(NamedTuple):
+    """All tokens of a layer's input as G runs of neighbours with one row."""
+
+    stops: Tensor  # (G,) int32, where each ends
+    rows: Tensor  # (G,) int64, position among the live tasks
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], taken: Sequence[int], device: torch.device) -> Runs:
+        """Of sequences that lie one after the other: (S,) tokens and (S,) row of each. Takes no sync.
+
+        None is empty, as no sequence is: kernels have hung on empty groups.
+        """
+        rows, last = torch.tensor(taken), torch.ones(len(taken), dtype=torch.bool)
+        last[:-1] = rows[1:] != rows[:-1]
+        stops = torch.tensor(lengths).cumsum(0).int()
+        return cls(*(found[last].to(device, non_blocking=True) for found in (stops, rows)))
+
+
 class Routing:
     """Which live row every sequence of the batch belongs to; one object for all layers of a strategy.
 
@@ -51,11 +69,14 @@ class Routing:
 
     def __init__(self) -> None:
         self.rows: Tensor | None = None  # (S,) int64, position among the live tasks
+        self.taken: list[int] | None = None  # `rows` on the host, where known
         self.only: int | None = None  # the position that all S sequences share, None when they differ
         self.mask: Tensor | None = None  # (S, L) or (1, N) attention mask, for statistics over tokens
         self.target_mask: Tensor | None = None  # the same for the decoder of an encoder-decoder
         self.joined: dict[int, Any] = {}  # what layers that read the same input have computed for each other
         self._parts: dict[int, list[Part]] = {}  # tokens of a flat stream -> its parts; none = padded
+        self._lengths: dict[int, list[int]] = {}  # the same -> tokens of every sequence
+        self._runs: dict[int, Runs] = {}
         self._gates: dict[tuple, Tensor] = {}
 
     def lay_out(self, blocks: Sequence[Block]) -> None:
@@ -68,8 +89,11 @@ class Routing:
             sum(block.sequences * length for block, length in zip(blocks, lengths)) for lengths in streams
         ]
         assert not blocks or totals[0] != totals[1], "source and target streams are of equal length"
-        self._parts, self._gates, self.joined = {}, {}, {}
+        self._parts, self._lengths, self._runs, self._gates, self.joined = {}, {}, {}, {}, {}
         for total, lengths in zip(totals, streams):
+            self._lengths[total] = [
+                length for block, length in zip(blocks, lengths) for _ in range(block.sequences)
+            ]
             token = sequence = 0
             for block, length in zip(blocks, lengths):
                 rows = self.rows[sequence : sequence + block.sequences]
@@ -86,6 +110,19 @@ class Routing:
         if self._parts:
             return self._parts[tokens]
         return [Part.of(0, tokens, self.rows_for(len(x)))]
+
+    def runs(self, x: Tensor) -> Runs | None:
+        """The tokens of `parts` in as few runs as can be; None where the host does not know their rows.
+
+        Made once for all layers."""
+        if self.taken is None:
+            return None
+        tokens = x.numel() // x.shape[-1]
+        if tokens not in self._runs:
+            each = tokens // len(self.taken)  # padded; those of an expanded batch (beams) lie side by side
+            lengths = self._lengths[tokens] if self._parts else [each] * len(self.taken)
+            self._runs[tokens] = Runs.of(lengths, self.taken, x.device)
+        return self._runs[tokens]
 
     def gate(self, x: Tensor, rows: int, rank: int, scale: float | Tensor) -> Tensor:
         """(N, rows * rank) in the type of x: the scale of each token's own row in its `rank` columns, else 0.
@@ -154,6 +191,7 @@ class Strategy(nn.Module, ABC):
         tasks: Sequence[int] | None = None,
         target_mask: Tensor | None = None,
         blocks: Sequence[Block] = (),
+        on_host: Sequence[int] | None = None,
     ) -> None:
         """Tell the layers whose rows the next batch holds.
 
@@ -163,11 +201,16 @@ class Strategy(nn.Module, ABC):
                 Of a flat batch: (1, N) and (1, Nt).
             tasks: the different task indices in task_ids, where known; spares the device a sync.
             blocks: of a flat batch, how its sequences lie in the stream; () = padded.
+            on_host: (S,) what task_ids holds, where grouped products may use it; see `kernels.grouped`.
         """
         tasks = task_ids.unique().tolist() if tasks is None else tasks
         bank, routing = self.bank, self.routing
         routing.mask, routing.target_mask = mask, target_mask
         routing.rows = task_ids if bank is None else bank.position(task_ids)
+        routing.taken = None
+        if bank is not None and on_host is not None:
+            position = {task: row for row, task in enumerate(bank.live)}
+            routing.taken = [position[task] for task in on_host]
         routing.only = bank.live.index(tasks[0]) if bank is not None and len(tasks) == 1 else None
         routing.lay_out(blocks)
 

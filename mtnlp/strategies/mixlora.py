@@ -111,8 +111,9 @@ class MixLora(Strategy):
         tasks: Sequence[int] | None = None,
         target_mask: Tensor | None = None,
         blocks: Sequence[Block] = (),
+        on_host: Sequence[int] | None = None,
     ) -> None:
-        super().select(task_ids, mask, tasks=tasks, target_mask=target_mask, blocks=blocks)
+        super().select(task_ids, mask, tasks=tasks, target_mask=target_mask, blocks=blocks, on_host=on_host)
         for router in self._routers:
             router.balance = None
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from mtnlp.kernels.grouped import using
 from mtnlp.train import allocator, timings
 
 AUTO = "auto"
@@ -47,6 +48,7 @@ class Engine:
 
     device: its kind. attention, precision, matmul: values of `Wanted`, none of them open. threads: of torch,
     in this process. reasons: the measurements that decided, by name. seconds: that all of it took.
+    grouped_from: tokens of a task from which on products are grouped, see `kernels.grouped`; None = never.
     """
 
     device: str
@@ -56,6 +58,7 @@ class Engine:
     threads: int
     reasons: dict[str, str]
     seconds: float = 0.0
+    grouped_from: int | None = None
 
     @property
     def line(self) -> str:
@@ -66,10 +69,13 @@ class Engine:
 
         threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
         kept = ", freed memory kept" if self.device == "cpu" and allocator.tunable() else ""
+        tokens = self.grouped_from
+        products = f"grouped products from {tokens} tokens of a task" if tokens else "batched products"
+        products = f", {products}{why('products')}" if "products" in self.reasons else ""
         measured = f"; measured in {self.seconds:.1f} s" if self.reasons else ""
         return (
             f"engine: {self.precision}{why('precision')}, fp32 matmul {self.matmul}{why('matmul')}, "
-            f"attention {self.attention}{why('attention')}, {threads}{kept}{measured}."
+            f"attention {self.attention}{why('attention')}, {threads}{kept}{products}{measured}."
         )
 
     @contextmanager
@@ -85,18 +91,22 @@ class Engine:
                 torch.set_num_threads(self.threads)
                 stack.callback(torch.set_num_threads, before)
             stack.enter_context(timings.matmul(self.matmul))
+            stack.enter_context(using(self.grouped_from))
             if training and self.device == "cpu":
                 stack.enter_context(allocator.keeping())
             yield
 
 
-def choose(wanted: Wanted, *, device: str, length: int, meter: Any = timings) -> Engine:
+def choose(
+    wanted: Wanted, *, device: str, length: int, grouped: bool = False, meter: Any = timings
+) -> Engine:
     """The engine for a device; only what is left open is measured.
 
     Args:
         device: "cpu", "cuda" ...
         length: tokens of the longest sequences.
-        meter: has medium_gain, bf16_gain and eager_gain; see `timings`.
+        grouped: whether the strategy has products that can be grouped by task.
+        meter: has medium_gain, bf16_gain, eager_gain and grouped_gains; see `timings`.
     """
     started, why = time.perf_counter(), {}
     matmul, precision, attention = wanted.matmul, wanted.precision, wanted.attention
@@ -119,7 +129,13 @@ def choose(wanted: Wanted, *, device: str, length: int, meter: Any = timings) ->
             attention = "eager" if gain > 1 / MARGIN else "default"
             faster = f"{gain:.1f}x sdpa" if attention == "eager" else f"{1 / gain:.1f}x eager"
             why["attention"] = f"{faster} up to {length}"
-    return Engine(device, attention, precision, matmul, usable_threads(), why, time.perf_counter() - started)
+    grouped_from = None
+    if grouped and device == "cuda" and precision == "bf16" and (gains := meter.grouped_gains(device)):
+        grouped_from = _faster_from(gains)
+        gain = gains[grouped_from or max(gains)]
+        why["products"] = f"{gain:.1f}x batched" if grouped_from else f"grouped {gain:.1f}x"
+    seconds = time.perf_counter() - started
+    return Engine(device, attention, precision, matmul, usable_threads(), why, seconds, grouped_from)
 
 
 def usable_threads() -> int:
@@ -150,6 +166,16 @@ def cores() -> int:
         return max(1, min(len(own), int(quota) // int(period)))
     except (OSError, ValueError):  # no such file; or "max", no quota
         return len(own)
+
+
+def _faster_from(gains: Mapping[int, float]) -> int | None:
+    """The smallest number with a gain of MARGIN, as all larger ones have."""
+    found = None
+    for tokens in sorted(gains, reverse=True):
+        if not gains[tokens] >= MARGIN:
+            break
+        found = tokens
+    return found
 
 
 def _other(chosen: str, name: str) -> str:

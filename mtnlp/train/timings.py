@@ -16,9 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtnlp.strategies._fused import LowRank, Update
+from mtnlp.strategies.base import Part, Runs
+
 ROUNDS, SECONDS = 9, 0.15  # per comparison: at most so many rounds, and after two none is begun so late
 TOKENS, WIDTH = {"cpu": 512}, 768  # of the timed linear layer; accelerators need more to do
 HEADS, HEAD_WIDTH, LONGEST = 4, 64, 1024  # of the timed attention
+BF16 = 2**-6  # relative difference of results that were rounded to bfloat16 on the way
+# Of the timed low-rank update: tokens in all, how many of them are drawn, of a task, of a sequence at most.
+MANY, DRAWN, PER_TASK, SEQUENCE, RANK = 32768, 512, (64, 256, 1024, 4096), 128, 8
 
 
 @lru_cache
@@ -87,6 +93,43 @@ def eager_gain(bf16: bool, how: str, length: int) -> float:
             }
         )
     return seconds["sdpa"] / seconds["eager"]
+
+
+@lru_cache
+def grouped_gains(device: str) -> dict[int, float]:
+    """Tokens of a task, side by side -> speed of a low-rank update in groups over one product per sequence.
+
+    Forward and backward in bfloat16; empty where the device cannot do it, or comes to other values.
+    """
+    try:
+        return {tokens: _grouped_gain(device, tokens) for tokens in PER_TASK}
+    except Exception:  # whatever a device or a version of torch raises
+        return {}
+
+
+def _grouped_gain(device: str, per_task: int) -> float:
+    """Raises: ArithmeticError: the values differ by more than rounding."""
+    tasks, length = MANY // per_task, min(per_task, SEQUENCE)
+    taken = [task for task in range(tasks) for _ in range(per_task // length)]
+    parts = [Part(0, MANY, torch.tensor(taken, device=device), None)]
+    ways = {"batched": None, "grouped": Runs.of([length] * len(taken), taken, torch.device(device))}
+    x = _normal(DRAWN, WIDTH, device=device).bfloat16().repeat(MANY // DRAWN, 1)
+    down, up = (_normal(tasks, RANK, WIDTH, device=device).bfloat16() for _ in range(2))
+    grad = x.flip(0)
+    x.requires_grad_()
+
+    def step(runs: Runs | None) -> list[Tensor]:
+        sinks = [torch.zeros_like(factor, dtype=torch.float32) for factor in (down, up)]
+        update = Update([None], [None], parts, None, 1 / WIDTH, sinks=lambda: sinks, runs=runs)
+        with torch.enable_grad():
+            (y,) = LowRank.apply(x, down, update, x, up)
+        return [y.detach(), *torch.autograd.grad(y, x, grad), *sinks]
+
+    values = zip(*(step(runs) for runs in ways.values()), strict=True)
+    if not all((own - other).norm() <= BF16 * own.norm() for own, other in values):
+        raise ArithmeticError(f"Grouped products on {device} differ from batched ones.")
+    seconds = race({name: lambda runs=runs: step(runs) for name, runs in ways.items()}, device)
+    return seconds["batched"] / seconds["grouped"]
 
 
 def race(steps: Mapping[str, Callable[[], object]], device: str = "cpu") -> dict[str, float]:

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from mtnlp.kernels import grouped
 from mtnlp.train import allocator, engine, timings
 from mtnlp.train.engine import Engine, Wanted, choose
 
@@ -16,8 +17,8 @@ from mtnlp.train.engine import Engine, Wanted, choose
 class Meter:
     """Answers with given gains, and notes what it was asked."""
 
-    def __init__(self, medium=1.0, error=3e-7, bf16=1.0, eager=1.0):
-        self.gains, self.asked = (medium, error, bf16, eager), []
+    def __init__(self, medium=1.0, error=3e-7, bf16=1.0, eager=1.0, groups=None):
+        self.gains, self.groups, self.asked = (medium, error, bf16, eager), groups or {}, []
 
     def medium_gain(self):
         self.asked.append("medium")
@@ -30,6 +31,10 @@ class Meter:
     def eager_gain(self, bf16, how, length):
         self.asked.append(("eager", bf16, how, length))
         return self.gains[3]
+
+    def grouped_gains(self, device):
+        self.asked.append(("grouped", device))
+        return self.groups
 
 
 @pytest.mark.parametrize(
@@ -106,6 +111,48 @@ def test_the_line_says_what_was_chosen_and_why(monkeypatch):
         "attention default (2.0x eager up to 2048)"
     )
     assert told.line == "engine: bf16, fp32 matmul highest, attention flash_attention_2, 1 thread."
+
+
+@pytest.mark.parametrize(
+    ("gains", "chosen", "said"),
+    [
+        ({64: 0.7, 256: 1.2, 1024: 2.0}, 256, "grouped products from 256 tokens of a task (1.2x batched)"),
+        ({64: 9.0, 256: 1.1, 1024: 2.0}, 1024, "grouped products from 1024 tokens of a task (2.0x batched)"),
+        ({64: 9.0, 256: 9.0, 1024: 1.14}, None, "batched products (grouped 1.1x)"),
+        ({64: 9.0, 256: float("nan"), 1024: float("nan")}, None, "batched products (grouped nanx)"),
+        ({}, None, ""),  # it cannot be done there
+    ],
+)
+def test_a_gpu_multiplies_in_groups_from_where_they_stay_clearly_faster(gains, chosen, said):
+    wanted, meter = Wanted("sdpa", "bf16", "high"), Meter(groups=gains)
+
+    made = choose(wanted, device="cuda", length=96, grouped=True, meter=meter)
+
+    assert meter.asked == [("grouped", "cuda")] and made.grouped_from == chosen
+    assert made.line.partition(" thread")[2].partition("; measured")[0].strip("s., ") == said
+    with grouped.using(7):
+        with made.applied():
+            assert grouped.faster_from == chosen
+        assert grouped.faster_from == 7
+    for never in (
+        choose(wanted, device="cuda", length=96, meter=meter),  # another strategy
+        choose(Wanted("sdpa", "fp32", "high"), device="cuda", length=96, grouped=True, meter=meter),
+    ):
+        assert never.grouped_from is None and never.reasons == {}
+
+
+def test_groups_are_timed_only_where_their_values_are_right(monkeypatch):
+    for name, value in {"MANY": 1024, "DRAWN": 256, "PER_TASK": (64, 256), "WIDTH": 32}.items():
+        monkeypatch.setattr(timings, name, value)
+    found, real = [], torch.nn.functional.grouped_mm
+    for product in (real, lambda *args, **how: real(*args, **how) * 1.05, lambda *args, **how: args.missing):
+        monkeypatch.setattr(torch.nn.functional, "grouped_mm", product)
+        timings.grouped_gains.cache_clear()
+        found.append(timings.grouped_gains("cpu"))
+    timings.grouped_gains.cache_clear()
+
+    assert found[0].keys() == {64, 256} and all(gain > 0 for gain in found[0].values())
+    assert found[1:] == [{}, {}]
 
 
 def settings():
@@ -193,23 +240,25 @@ def test_a_process_takes_its_share_of_the_cores(
 
 
 @pytest.mark.skipif(not allocator.tunable(), reason="no glibc, or one that is set up otherwise")
-def test_memory_that_was_freed_is_mostly_used_again_without_page_faults():
+def test_memory_that_was_freed_is_mostly_used_again_without_page_faults_and_afterwards_too():
     code = """
 import resource, torch
 from mtnlp.train import allocator
-def faults():
+def faults(size):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
-        torch.ones(2**24)
+        torch.ones(size)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-usual = faults()
+usual, small = faults(2**24), faults(2**20)
 with allocator.keeping():
-    print(faults(), usual)
+    kept = faults(2**24)
+print(kept, usual, faults(2**20), small)
 """  # in a process of its own, whose heap no other test has grown
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    kept, usual = map(int, found.stdout.split())
+    kept, usual, small_afterwards, small_before = map(int, found.stdout.split())
 
     assert kept < usual / 2
+    assert small_afterwards < max(2 * small_before, 4096)  # 20 x 1,024 pages with the limits of a new process
 
 
 def test_who_set_up_the_allocator_is_left_alone(monkeypatch):
