@@ -11,9 +11,10 @@ import pytest
 from pages import ROOT, command_lines
 
 FOLDER = ROOT / "benchmarks"
-HELPERS = {"_kit", "_parts"}
+HELPERS = {"_kit", "_parts", "_device", "_device_sides"}
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in HELPERS)
 MEASURING = [name for name in SCRIPTS if name not in ("startup", "tables")]
+MORE = {"device": ("--device", "cpu")}
 NEEDS = {  # what is not there everywhere -> whether it is here
     "adapters_batchsplit": importlib.util.find_spec("adapters") is not None,
     "options": importlib.util.find_spec("lm_eval") is not None,
@@ -50,7 +51,7 @@ def test_a_quick_run_ends_well_and_its_numbers_become_a_table(name, tmp_path):
         pytest.skip("what it needs is not here")
     file = tmp_path / "numbers.json"
 
-    run(name, "--quick", "--json", str(file))
+    run(name, "--quick", "--json", str(file), *MORE.get(name, ()))
 
     data = json.loads(file.read_text("utf-8"))
     rows = [row for group in data["groups"].values() for row in group]

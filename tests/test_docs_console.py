@@ -37,7 +37,7 @@ from mtnlp.tasks.load import load
 STEPS = 2
 LESS = [f"train.steps={STEPS}", "train.examples_per_step=8", "eval.every=1", "eval.rows=4"]
 MEASURED = (
-    "adapters_batchsplit", "bootstrap", "encode_eval", "end_to_end", "eval_again", "generation",
+    "adapters_batchsplit", "bootstrap", "device", "encode_eval", "end_to_end", "eval_again", "generation",
     "hostile", "loop_overhead", "optimizer", "options", "overlap", "peak", "plan", "real_tasks", "step",
     "tables",
 )  # fmt: skip
