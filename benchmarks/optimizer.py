@@ -6,10 +6,11 @@ A task has the LoRA of rank 8 of all 36 linear layers of a 6 x 384 BERT: 331,776
 (`RowAdamW`, given the gradients of the live rows): torch's fused AdamW over all rows as one tensor, with and
 without making the gradient that autograd would give it (zeros but for the live rows); torch's fused AdamW
 over 72 tensors per task, of which the live tasks' have gradients, as a peft model with an adapter per task
-has them. The share of memory-copy bandwidth counts 28 bytes per live parameter (weight and two moments read
-and written, gradient read) and compares with a copy that reads 14 and writes 14; a pass in place over as many
-bytes is the harder limit. A whole update is what the training loop does: norms, clipping of every task, AdamW
-of rows and heads, forgetting. Before timing: all must have moved the live rows alike; else exit code 1.
+has them; and the limit, one bare call of torch's kernel on the live rows. The share of memory-copy bandwidth
+counts 28 bytes per live parameter (weight and two moments read and written, gradient read) and compares with
+a copy that reads 14 and writes 14; a pass in place over as many bytes is the harder limit. A whole update is
+what the training loop does: norms, clipping of every task, AdamW of rows and heads, forgetting. Before
+timing: all must have moved the live rows alike; else exit code 1.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from mtnlp.train.row_adamw import RowAdamW
 LIVE, RANK, LR = 16, 8, 1e-3
 WIDTH, LAYERS = 384, 6
 DENSE, SEPARATE = "dense AdamW, gradient made", "a tensor of its own for each factor"
+LIMIT = "limit: a bare call of torch's kernel on the live rows"
 TARGETS = {DENSE: 50.0, SEPARATE: 4.0}  # at 256 tasks
 STATM = Path("/proc/self/statm")
 
@@ -108,6 +110,20 @@ class Setting:
             [torch.cat([p.detach().flatten() for p in own[task]]) for task in self.live]
         )
 
+    def bare(self) -> tuple[Callable[[], None], Callable[[], Tensor]]:
+        rows = [torch.full((self.parameters,), 0.01) for _ in self.live]
+        moments = [[torch.zeros_like(row) for row in rows] for _ in range(2)]
+        steps, grads = [torch.ones(()) for _ in rows], list(self.grads)
+
+        def step() -> None:
+            torch._fused_adamw_(
+                rows, grads, *moments, [], steps, lr=LR, beta1=0.9, beta2=0.999, weight_decay=0.01,
+                eps=1e-8, amsgrad=False, maximize=False,
+            )  # fmt: skip
+            torch._foreach_add_(steps, 1)
+
+        return step, lambda: torch.stack(rows)
+
     def update(self) -> Callable[[], None]:
         """All that `Optimizer` does in a step of the loop, with a linear head of 3 classes for every task."""
         bank, device = self.bank(), torch.device("cpu")
@@ -151,6 +167,7 @@ def against_others(tasks: int, width: int, options: Namespace, count: int) -> tu
         DENSE: setting.dense(made=True),
         "dense AdamW, the step alone": setting.dense(made=False),
         SEPARATE: setting.separate(),
+        LIMIT: setting.bare(),
     }
     same = alike(list(sides.values()))
     times = rounds({name: step for name, (step, _) in sides.items()}, count=count, threads=options.threads)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from mtnlp.kernels.dropout import mask as dropout_mask
 
 NAME = "mtnlp_flat"
 ROUND = 32  # what lengths inside a block of bfloat16 on a CPU are multiples of
+CACHED = 1 << 20  # bytes of scores that a core's own cache holds beside all else
 SMALL = 1 << 14  # scores of a head in a block, up to which float32 is as fast on a CPU, all told
 
 _active: Active | None = None
@@ -149,6 +150,25 @@ class Plan:
     dropout: float
 
 
+class Part(NamedTuple):
+    """Some sequences of a block and some of their heads."""
+
+    sequences: slice
+    heads: slice  # of queries
+    both: slice  # of sequences x heads of keys
+
+    def scores(self, block: Tensor) -> Tensor:
+        """Its own of (n, H, ...)."""
+        return block if self is WHOLE else block[self.sequences, self.heads]
+
+    def rows(self, block: Tensor) -> Tensor:
+        """Its own of (n K, ...)."""
+        return block if self is WHOLE else block[self.both]
+
+
+WHOLE = Part(slice(None), slice(None), slice(None))
+
+
 class BlockAttention(torch.autograd.Function):
     """(H, N, E), (K, M, E), (K, M, E), (H, Lq, Lk) or None -> (1, N, H, E)."""
 
@@ -164,24 +184,20 @@ class BlockAttention(torch.autograd.Function):
                 rows, columns = (_rounded(length, query, dtype) for length in (lq, lk))
                 q = _cut(query, at, n, lq, rows, dtype).view(n * len(key), -1, width)
                 k, v = (_cut(x, seen, n, lk, columns, dtype) for x in (key, value))
-                scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=plan.scaling)
-                scores = scores.view(n, heads, rows, columns)
-                real = scores[..., :lq, :lk]
-                if bias is not None:
-                    real += bias[:, :lq, :lk]
-                if band is not None:
-                    real += band
-                if padding is not None:
-                    # Not -inf: a padded query may see nothing else.
-                    real[..., -padding.shape[-1] :].masked_fill_(padding, torch.finfo(scores.dtype).min)
-                if columns > lk:
-                    scores[..., lk:] = -torch.inf
-                chances = torch.softmax(scores, -1)  # of bfloat16 too, float32 inside and rounded once
-                used, kept, rise = chances, None, 1.0
-                if plan.dropout:
-                    kept, rise = dropout_mask(chances, plan.dropout)
-                    used = _thinned(chances, kept, rise)
-                mixed = torch.bmm(used.view(len(k), -1, columns), v)
+                chances = q.new_empty(n, heads, rows, columns)
+                kept, rise = dropout_mask(chances, plan.dropout) if plan.dropout else (None, 1.0)
+                mixed = torch.empty_like(q)
+                for part in _parts(chances, len(key)):
+                    own, (qs, ks, vs, ms) = part.scores(chances), map(part.rows, (q, k, v, mixed))
+                    used = own.view(-1, q.shape[1], columns)
+                    torch.baddbmm(
+                        q.new_empty(1), qs, ks.transpose(1, 2), beta=0, alpha=plan.scaling, out=used
+                    )
+                    _hide(own, lq, lk, part, bias, band, padding)
+                    torch.softmax(own, -1, out=own)  # of bfloat16 too, float32 inside and rounded once
+                    if kept is not None:
+                        used = _thinned(used, part.scores(kept).view_as(used), rise)
+                    torch.bmm(used, vs, out=ms)
                 _paste(out, at, lq, mixed.view(n, heads, rows, width))
                 saved += [q, k, v, chances, kept]
                 rises.append(rise)
@@ -208,24 +224,74 @@ class BlockAttention(torch.autograd.Function):
             for (n, lq), (_, lk), rise, q, k, v, chances, kept in blocks:
                 rows, columns = chances.shape[2:]
                 g = _cut(grad, at, n, lq, rows, q.dtype).view(q.shape)
-                used = chances if kept is None else _thinned(chances, kept, rise)
-                flat = (len(k), -1, columns)
-                dv = torch.bmm(used.view(flat).transpose(1, 2), g)
-                d = torch.bmm(g, v.transpose(1, 2)).view(chances.shape)
-                if kept is not None:
-                    d = _thinned(d, kept, rise)
-                d = torch._softmax_backward_data(d, chances, -1, chances.dtype)
-                if d_bias is not None:
-                    d_bias[:, :lq, :lk] += d[..., :lq, :lk].sum(0, dtype=d_bias.dtype)
-                d = d.view(flat)
-                empty = d.new_empty(1)
-                dq = torch.baddbmm(empty, d, k, beta=0, alpha=plan.scaling)
-                dk = torch.baddbmm(empty, d.transpose(1, 2), q, beta=0, alpha=plan.scaling)
+                dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+                for part in _parts(chances, key_heads):
+                    own, flat = part.scores(chances), (-1, q.shape[1], columns)
+                    qs, ks, vs, gs = map(part.rows, (q, k, v, g))
+                    dqs, dks, dvs = map(part.rows, (dq, dk, dv))
+                    used = own if kept is None else _thinned(own, part.scores(kept), rise)
+                    torch.bmm(used.view(flat).transpose(1, 2), gs, out=dvs)
+                    d = torch.bmm(gs, vs.transpose(1, 2)).view(own.shape)
+                    if kept is not None:
+                        d = _thinned(d, part.scores(kept), rise)
+                    torch._softmax_backward_data(d, own, -1, own.dtype, grad_input=d)
+                    if d_bias is not None:
+                        d_bias[part.heads, :lq, :lk] += d[..., :lq, :lk].sum(0, dtype=d_bias.dtype)
+                    d, empty = d.view(flat), d.new_empty(1)
+                    torch.baddbmm(empty, d, ks, beta=0, alpha=plan.scaling, out=dqs)
+                    torch.baddbmm(empty, d.transpose(1, 2), qs, beta=0, alpha=plan.scaling, out=dks)
                 _paste(d_query, at, lq, dq.view(n, heads, rows, width))
                 _paste(d_key, seen, lk, dk.view(n, -1, columns, width))
                 _paste(d_value, seen, lk, dv.view(n, -1, columns, width))
                 at, seen = at + n * lq, seen + n * lk
         return *(x.transpose(0, 1) for x in (d_query, d_key, d_value)), d_bias, None
+
+
+def _parts(chances: Tensor, key_heads: int) -> Iterator[Part]:
+    """The parts of a block (n, H, rows, columns) that are computed one after the other: on a CPU so few that
+    their scores stay in its cache from one operation to the next. In bfloat16, whose products take long to
+    begin, and on other devices all at once."""
+    n, heads = chances.shape[:2]
+    group, size = heads // key_heads, chances[0].numel() * chances.element_size()
+    if chances.device.type != "cpu" or chances.dtype == torch.bfloat16 or n * size <= CACHED:
+        yield WHOLE
+    elif size <= CACHED:
+        for own in _even(n, CACHED // size):
+            yield Part(own, slice(heads), slice(own.start * key_heads, own.stop * key_heads))
+    else:
+        for i in range(n):
+            for own in _even(key_heads, max(1, CACHED * key_heads // size)):
+                both = slice(i * key_heads + own.start, i * key_heads + own.stop)
+                yield Part(slice(i, i + 1), slice(own.start * group, own.stop * group), both)
+
+
+def _even(count: int, most: int) -> list[slice]:
+    """0..count-1 in as few slices of at most `most` as can be, about equally long."""
+    each = -(-count // -(-count // most))
+    return [slice(start, min(start + each, count)) for start in range(0, count, each)]
+
+
+def _hide(
+    scores: Tensor,
+    lq: int,
+    lk: int,
+    part: Part,
+    bias: Tensor | None,
+    band: Tensor | None,
+    padding: Tensor | None,
+) -> None:
+    """Add what is added to the scores (s, h, rows, columns) of a part, and take out what is not seen."""
+    real = scores[..., :lq, :lk]
+    if bias is not None:
+        real += bias[part.heads, :lq, :lk]
+    if band is not None:
+        real += band
+    if padding is not None:
+        # Not -inf: a padded query may see nothing else.
+        hidden = padding[part.sequences]
+        real[..., -hidden.shape[-1] :].masked_fill_(hidden, torch.finfo(scores.dtype).min)
+    if scores.shape[-1] > lk:
+        scores[..., lk:] = -torch.inf
 
 
 def _block_dtype(x: Tensor, scores: int) -> torch.dtype:

@@ -239,9 +239,11 @@ def reference(query, key, value, bias, plan):
 @pytest.mark.parametrize("crossed", [False, True])
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("rounded", [1, 4], ids=["as long as they are", "rounded"])
+@pytest.mark.parametrize("cached", [1 << 20, 3000, 1], ids=["whole", "by sequences", "by heads"])
 def test_attention_in_blocks_is_attention_of_every_sequence_alone(
-    window, crossed, biased, rounded, monkeypatch
+    cached, window, crossed, biased, rounded, monkeypatch
 ):
+    monkeypatch.setattr(attention, "CACHED", cached)
     monkeypatch.setattr(attention, "_rounded", lambda length, x, dtype: -(-length // rounded) * rounded)
     torch.manual_seed(0)
     layout = lay_out(BLOCKS, np.array(LENGTHS), TARGETS)
@@ -274,7 +276,9 @@ def test_attention_in_bfloat16_has_few_shapes_and_stays_near_float32(monkeypatch
     rough = [x.detach().bfloat16().requires_grad_() for x in exact]
     plan = attention.Plan(shapes, shapes, [None] * 3, [None] * 3, 0.5, 0.0)
     seen, bmm = set(), torch.bmm
-    monkeypatch.setattr(torch, "bmm", lambda a, b: seen.update(a.shape[1:], b.shape[1:]) or bmm(a, b))
+    monkeypatch.setattr(
+        torch, "bmm", lambda a, b, **more: seen.update(a.shape[1:], b.shape[1:]) or bmm(a, b, **more)
+    )
 
     found = attention.BlockAttention.apply(*rough, None, plan)
     grads = torch.autograd.grad(found.sum() + found[..., 0].sum(), rough)
@@ -287,7 +291,9 @@ def test_attention_in_bfloat16_has_few_shapes_and_stays_near_float32(monkeypatch
         torch.testing.assert_close(ours.float(), theirs, rtol=0.05, atol=0.05)
 
 
-def test_dropout_inside_attention_has_its_own_gradient():
+@pytest.mark.parametrize("cached", [1 << 20, 1])
+def test_dropout_inside_attention_has_its_own_gradient(cached, monkeypatch):
+    monkeypatch.setattr(attention, "CACHED", cached)
     shapes = ((2, 3), (1, 2))
     inputs = [torch.randn(2, 8, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     plan = attention.Plan(shapes, shapes, [None] * 2, [None] * 2, 0.5, 0.4)
