@@ -22,6 +22,8 @@ from torch import Tensor
 from mtnlp.kernels.dropout import dropout
 from mtnlp.strategies.base import Part, Runs
 
+SMALL = 8  # times as many tokens as rows of the factors; see `_bias_as_a_rank`
+
 
 @dataclass(frozen=True)
 class Update:
@@ -76,13 +78,7 @@ class LowRank(torch.autograd.Function):
         _scale(low, update)
         outputs = []
         for weight, bias, up, own in zip(update.weights, update.biases, ups, _each(low, ups), strict=True):
-            made_elsewhere = weight is None
-            y = (
-                tokens.new_zeros(len(tokens), up.shape[2])
-                if made_elsewhere
-                else F.linear(tokens, weight, bias)
-            )
-            _add_product(y, own, up, update)
+            y = _layer(tokens, weight, bias, own, up, update)
             outputs.append(y.view(*x.shape[:-1], -1))
         ctx.update = update
         ctx.save_for_backward(x, mask, low, *given, *update.weights)
@@ -119,6 +115,36 @@ class LowRank(torch.autograd.Function):
             d_tokens = d_tokens.view(x.shape)
         by_autograd = sinks if update.sinks is None else [None] * (1 + count)
         return d_tokens, by_autograd[0], None, None, *by_autograd[1:]
+
+
+def _layer(
+    tokens: Tensor, weight: Tensor | None, bias: Tensor | None, low: Tensor, up: Tensor, update: Update
+) -> Tensor:
+    """(N, O) of one layer, with low (N, R) and up (U, R, O)."""
+    if weight is None:  # the layer's own product is made elsewhere
+        y = tokens.new_zeros(len(tokens), up.shape[2])
+    elif not _bias_as_a_rank(tokens, up, update):
+        y = F.linear(tokens, weight, bias)
+    else:
+        if bias is not None:
+            low = torch.cat([low, low.new_ones(len(low), 1)], 1)
+            up = torch.cat([up, bias.expand(len(up), 1, -1)], 1)
+        y = tokens.new_empty(len(tokens), up.shape[2])
+        _add_product(y, low, up, update, beta=0)
+        return y.addmm_(tokens, weight.t())
+    _add_product(y, low, up, update)
+    return y
+
+
+def _bias_as_a_rank(tokens: Tensor, up: Tensor, update: Update) -> bool:
+    """Whether the update is written first, with the bias as one more rank, and the layer's product added.
+
+    On a CPU a product in float32 with a bias writes that first, and reads all again: one pass through memory
+    less, where factors are small beside tokens. In bfloat16 it takes the bias along.
+    """
+    plain = update.gate is None and update.runs is None and tokens.dtype == up.dtype != torch.bfloat16
+    small = SMALL * len(up) * up.shape[1] <= len(tokens)
+    return plain and small and tokens.device.type == "cpu"
 
 
 def _abreast(factors: Sequence[Tensor], update: Update) -> Sequence[Tensor]:
@@ -172,10 +198,10 @@ def _project(x: Tensor, factor: Tensor, update: Update) -> Tensor:
     return found[0].flatten(0, 1) if len(found) == 1 else torch.cat([part.flatten(0, 1) for part in found])
 
 
-def _add_product(y: Tensor, low: Tensor, factor: Tensor, update: Update) -> None:
-    """y (N, K) += low factor[t], with low (N, R) and factor (U, R, K), which may be wider than y."""
+def _add_product(y: Tensor, low: Tensor, factor: Tensor, update: Update, beta: int = 1) -> None:
+    """y (N, K) = beta y + low factor[t], with low (N, R) and factor (U, R, K), which may be wider than y."""
     if (row := update.row) is not None:
-        y.addmm_(low, factor[row])
+        y.addmm_(low, factor[row], beta=beta)
         return
     if (runs := update.runs) is not None:
         y.add_(F.grouped_mm(low, factor.index_select(0, runs.rows), offs=runs.stops))
@@ -184,7 +210,7 @@ def _add_product(y: Tensor, low: Tensor, factor: Tensor, update: Update) -> None
         shape = (len(rows), -1)
         part, own = y[start:stop].unflatten(0, shape), low[start:stop].unflatten(0, shape)
         if part.dtype == own.dtype:
-            part.baddbmm_(own, _taken(factor, rows, taken))
+            part.baddbmm_(own, _taken(factor, rows, taken), beta=beta)
         else:
             part.add_(torch.bmm(own, _taken(factor, rows, taken)).to(part.dtype))
 

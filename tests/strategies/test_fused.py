@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from mtnlp.data.stream import Block
+from mtnlp.strategies import _fused
 from mtnlp.strategies._fused import LowRank, Update
 from mtnlp.strategies.base import Part, Routing, Runs
 
@@ -19,6 +20,12 @@ LAID_OUT = {  # (sequences, tokens of each, rows taken) one after the other
     "parts of several lengths": [(2, 5, [0, 2]), (3, 2, [1, 1, 2]), (1, 1, [0])],
     "one row for all": [(4, 3, [1, 1, 1, 1])],
 }
+
+
+@pytest.fixture(autouse=True, params=[_fused.SMALL, 0], ids=["bias apart", "bias as a rank"])
+def small(request, monkeypatch):
+    """0 = as if there were many tokens."""
+    monkeypatch.setattr(_fused, "SMALL", request.param)
 
 
 def parts_of(layout):
