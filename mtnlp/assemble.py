@@ -54,8 +54,8 @@ def settle(recipe: Recipe) -> tuple[Recipe, Engine]:
     wanted = Wanted(recipe.model.attention, train.precision, train.matmul)
     found = [None]
     if state.is_main_process:
-        banked = recipe.model.strategy.name == "lora-per-task"
-        found = [choose(wanted, device=state.device.type, length=recipe.model.max_length, grouped=banked)]
+        grouped = recipe.model.strategy.name == "lora-per-task"
+        found = [choose(wanted, device=state.device.type, length=recipe.model.max_length, grouped=grouped)]
     (chosen,) = broadcast_object_list(found)
     engine = replace(chosen, threads=train.threads or usable_threads())
     names = {name: getattr(engine, name) for name in ("attention", "precision", "matmul")}

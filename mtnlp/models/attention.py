@@ -150,7 +150,7 @@ class Plan:
     dropout: float
 
 
-class Part(NamedTuple):
+class Portion(NamedTuple):
     """Some sequences of a block and some of their heads."""
 
     sequences: slice
@@ -166,7 +166,7 @@ class Part(NamedTuple):
         return block if self is WHOLE else block[self.both]
 
 
-WHOLE = Part(slice(None), slice(None), slice(None))
+WHOLE = Portion(slice(None), slice(None), slice(None))
 
 
 class BlockAttention(torch.autograd.Function):
@@ -247,7 +247,7 @@ class BlockAttention(torch.autograd.Function):
         return *(x.transpose(0, 1) for x in (d_query, d_key, d_value)), d_bias, None
 
 
-def _parts(chances: Tensor, key_heads: int) -> Iterator[Part]:
+def _parts(chances: Tensor, key_heads: int) -> Iterator[Portion]:
     """The parts of a block (n, H, rows, columns) that are computed one after the other: on a CPU so few that
     their scores stay in its cache from one operation to the next. In bfloat16, whose products take long to
     begin, and on other devices all at once."""
@@ -257,12 +257,12 @@ def _parts(chances: Tensor, key_heads: int) -> Iterator[Part]:
         yield WHOLE
     elif size <= CACHED:
         for own in _even(n, CACHED // size):
-            yield Part(own, slice(heads), slice(own.start * key_heads, own.stop * key_heads))
+            yield Portion(own, slice(heads), slice(own.start * key_heads, own.stop * key_heads))
     else:
         for i in range(n):
             for own in _even(key_heads, max(1, CACHED * key_heads // size)):
                 both = slice(i * key_heads + own.start, i * key_heads + own.stop)
-                yield Part(slice(i, i + 1), slice(own.start * group, own.stop * group), both)
+                yield Portion(slice(i, i + 1), slice(own.start * group, own.stop * group), both)
 
 
 def _even(count: int, most: int) -> list[slice]:
@@ -275,7 +275,7 @@ def _hide(
     scores: Tensor,
     lq: int,
     lk: int,
-    part: Part,
+    part: Portion,
     bias: Tensor | None,
     band: Tensor | None,
     padding: Tensor | None,

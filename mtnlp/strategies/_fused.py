@@ -199,7 +199,11 @@ def _project(x: Tensor, factor: Tensor, update: Update) -> Tensor:
 
 
 def _add_product(y: Tensor, low: Tensor, factor: Tensor, update: Update, beta: int = 1) -> None:
-    """y (N, K) = beta y + low factor[t], with low (N, R) and factor (U, R, K), which may be wider than y."""
+    """y (N, K) = beta y + low factor[t], with low (N, R) and factor (U, R, K), which may be wider than y.
+
+    beta: 1, or 0 where y holds nothing yet; then y has the type of the factors, and there are no runs.
+    """
+    assert beta or (update.runs is None and y.dtype == factor.dtype)
     if (row := update.row) is not None:
         y.addmm_(low, factor[row], beta=beta)
         return
